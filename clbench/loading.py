@@ -1,0 +1,486 @@
+"""Batched loading from resident tensors, under Avalanche's own loaders.
+
+Avalanche reads a data set sample by sample through a tree of Python objects: most of the time of a small training run.
+torch's fetcher asks a data set for a whole batch when it has `__getitems__`, which Avalanche never defines. Here are
+
+* `TensorTask`: one task's samples as rows of one uint8 tensor on the training device, seen through a `View`;
+* `ResidentLoader`: batches of such tasks for strategies that own their loop;
+* `fast_loading()`: while it is active, every loader that Avalanche (or one of its plugins) builds, replay loaders
+  included, gets its batches from `TensorTask` rows in one gather. Which samples, in which order, stays Avalanche's
+  choice, and the values are bit-identical to its own path (tests/test_loading.py trains stock strategies both ways).
+
+Letters: N samples, B batch, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from avalanche.benchmarks.scenarios import DatasetExperience
+from avalanche.benchmarks.utils import data_loader as avalanche_loader
+from avalanche.benchmarks.utils.data import AvalancheDataset
+from avalanche.benchmarks.utils.data_attribute import DataAttribute
+from avalanche.benchmarks.utils.flat_data import ConstantSequence, FlatData
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, default_collate
+from torch.utils.data._utils.collate import default_collate_fn_map
+
+Indices = NDArray[np.int64]
+
+
+# ------------------------------------------------------------------------------------------------------ images to input
+
+
+@dataclass(frozen=True, eq=False)
+class PixelMap:
+    """Which stored pixel each input pixel shows: padding, permutation and rotation alike, and their compositions."""
+
+    source: Tensor
+    """(H' * W',) int64 in [0, H * W]; H * W, one past the last stored pixel, shows a zero."""
+    shape: tuple[int, int]
+    """(H', W') of the input."""
+    shows_zeros: bool
+    """Whether any entry reaches outside the stored image."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, H', W')."""
+        batch, channels = x.shape[:2]
+        flat = x.reshape(batch, channels, -1)
+        if self.shows_zeros:
+            flat = torch.cat([flat, flat.new_zeros(batch, channels, 1)], dim=2)
+        return flat.index_select(2, self.source).view(batch, channels, *self.shape)
+
+    def to(self, device: torch.device) -> PixelMap:
+        """Return the map with its index on `device`."""
+        return PixelMap(self.source.to(device), self.shape, self.shows_zeros)
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """How stored uint8 images become a network's float input: pixel map, pixels / 255, then (x - mean) / std."""
+
+    pixels: PixelMap | None
+    mean: Tensor | None
+    """(1, C, 1, 1) on pixels in [0, 1]; None leaves them in [0, 1]."""
+    std: Tensor | None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Turn (B, C, H, W) uint8 into (B, C, H', W') float32."""
+        x = images.to(torch.float32)
+        if self.pixels is not None:
+            x = self.pixels(x)
+        return self.normalise(x)
+
+    def seen(self, images: Tensor) -> Tensor:
+        """Turn (B, C, H, W) uint8 into (B, C, H', W') uint8: what a learner that keeps samples has to keep."""
+        return images if self.pixels is None else self.pixels(images)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Turn pixels in [0, 255], float32, into the network's input, in place."""
+        x = x.div_(255)
+        if self.mean is not None and self.std is not None:
+            x = x.sub_(self.mean).div_(self.std)
+        return x
+
+
+class CropFlip:
+    """Random crop after zero padding by `padding` pixels, then a random horizontal flip, per sample.
+
+    Works on normalised input, so a padded pixel has the data set's mean. Protocols that crop before they normalise pad
+    with black instead.
+    """
+
+    def __init__(self, padding: int = 4) -> None:
+        self.padding = padding
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Augment one sample (C, H, W)."""
+        return self.batch(x[None])[0]
+
+    def batch(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Augment (B, C, H, W), every sample on its own; random numbers from `generator`, on the CPU."""
+        batch, channels, height, width = x.shape
+        pad = self.padding
+        offsets = torch.randint(0, 2 * pad + 1, (2, batch), generator=generator)
+        flip = torch.rand(batch, generator=generator) < 0.5
+        rows = offsets[0][:, None] + torch.arange(height)
+        columns = torch.arange(width).expand(batch, width)
+        columns = torch.where(flip[:, None], width - 1 - columns, columns) + offsets[1][:, None]
+        padded = torch.nn.functional.pad(x, (pad, pad, pad, pad))
+        sample = torch.arange(batch, device=x.device)[:, None, None, None]
+        channel = torch.arange(channels, device=x.device)[None, :, None, None]
+        return padded[sample, channel, rows.to(x.device)[:, None, :, None], columns.to(x.device)[:, None, None, :]]
+
+
+# ------------------------------------------------------------------------------------------------------------ the data
+
+
+class Batch(NamedTuple):
+    """One mini-batch."""
+
+    x: Tensor
+    """(B, C, H, W) float32."""
+    y: Tensor
+    """(B,) int64 labels as the scenario numbers them."""
+    t: int | Tensor
+    """Task label of the whole batch, or (B,) int64 when tasks mix."""
+    source: TensorTask | None = None
+    """Where the samples come from, when they come from one task."""
+    rows: Tensor | None = None
+    """(B,) int64, which samples of `source`."""
+
+
+class TensorTask(Dataset[tuple[Tensor, int]]):
+    """One task's samples: rows of a resident uint8 tensor, seen through a view.
+
+    Args:
+        images: (N_all, C, H, W) uint8, shared by all tasks of the stream.
+        rows: (N,) int64, this task's rows of `images`.
+        labels: (N,) int64, their labels as the scenario numbers them.
+        task: the task's label (0 for every task where the scenario does not tell them apart).
+        view: how images become input.
+        augment: applied in training only.
+    """
+
+    def __init__(
+        self, images: Tensor, rows: Tensor, labels: Tensor, task: int, view: View, augment: CropFlip | None = None
+    ) -> None:
+        if rows.shape != labels.shape:
+            raise ValueError(f"{len(rows)} rows but {len(labels)} labels")
+        self.images = images
+        self.rows = rows
+        self.labels = labels
+        self.task = task
+        self.view = view
+        self.augment = augment
+        self.targets: list[int] = labels.tolist()
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """What storing one sample takes: the uint8 image and an int64 label."""
+        return int(self.images[0].numel() * self.images.element_size() + self.labels.element_size())
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def stored(self, index: Tensor) -> Tensor:
+        """Return the images (B, C, H, W) uint8 as stored, for the samples at `index` (B,)."""
+        return self.images.index_select(0, self.rows.index_select(0, index))
+
+    def inputs(self, index: Tensor) -> Tensor:
+        """Return the network's input (B, C, H', W') float32 for the samples at `index` (B,)."""
+        return self.view(self.stored(index))
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return one sample, as Avalanche's own path reads it."""
+        return self.inputs(torch.tensor([index], device=self.rows.device))[0], self.targets[index]
+
+
+class ResidentLoader:
+    """Shuffled batches from one task or several, for strategies that own their loop.
+
+    Args:
+        tasks: the data; several are shuffled together.
+        batch_size: B; the last batch of an epoch may be smaller.
+        generator: CPU generator of the order (and of the augmentation); None reads in order, without augmentation.
+    """
+
+    def __init__(self, tasks: Sequence[TensorTask], batch_size: int, generator: torch.Generator | None = None) -> None:
+        self.tasks = [task for task in tasks if len(task)]
+        if not self.tasks:
+            raise ValueError("no samples to load")
+        self.batch_size = batch_size
+        self.generator = generator
+
+    def __len__(self) -> int:
+        """Batches in one epoch."""
+        return -(-sum(len(task) for task in self.tasks) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        total = sum(len(task) for task in self.tasks)
+        order = torch.arange(total) if self.generator is None else torch.randperm(total, generator=self.generator)
+        order = order.to(self.tasks[0].rows.device)
+        for index in torch.split(order, self.batch_size):
+            yield self._batch(index)
+
+    def _batch(self, index: Tensor) -> Batch:
+        if len(self.tasks) == 1:
+            return self._rows(self.tasks[0], index)
+        starts = np.cumsum([0] + [len(task) for task in self.tasks])
+        parts = []
+        for start, stop, task in zip(starts[:-1], starts[1:], self.tasks, strict=True):
+            mine = index[(index >= int(start)) & (index < int(stop))] - int(start)
+            if len(mine):
+                parts.append(self._rows(task, mine))
+        if len(parts) == 1:
+            return parts[0]
+        labels = torch.cat([torch.full_like(part.y, int(part.t)) for part in parts])
+        same = len({int(part.t) for part in parts}) == 1
+        return Batch(
+            torch.cat([part.x for part in parts]),
+            torch.cat([part.y for part in parts]),
+            int(parts[0].t) if same else labels,
+        )
+
+    def _rows(self, task: TensorTask, index: Tensor) -> Batch:
+        x = task.inputs(index)
+        if self.generator is not None and task.augment is not None:
+            x = task.augment.batch(x, self.generator)
+        return Batch(x, task.labels.index_select(0, index), task.task, task, index)
+
+
+def tasks_in(dataset: AvalancheDataset[Any]) -> list[TensorTask]:
+    """Return the tensor tasks an Avalanche data set is made of, each cut to the samples the data set holds.
+
+    Raises:
+        TypeError: the data set holds something else than `TensorTask` samples.
+    """
+    resolved = _resolve(dataset._flat_data)
+    if resolved is None:
+        raise TypeError("this data set is not made of resident tensors: it has leaves or transforms of another kind")
+    tasks = []
+    for number, leaf in enumerate(resolved.leaves):
+        mine = resolved.row[resolved.leaf == number]
+        if len(mine) == len(leaf) and (mine == np.arange(len(leaf))).all():
+            tasks.append(leaf)
+        elif len(mine):
+            index = torch.from_numpy(mine).to(leaf.rows.device)
+            tasks.append(
+                TensorTask(leaf.images, leaf.rows[index], leaf.labels[index], leaf.task, leaf.view, leaf.augment)
+            )
+    return tasks
+
+
+def task_index(experience: DatasetExperience) -> int:
+    """Return which task of its stream an experience belongs to, whatever the scenario tells a strategy.
+
+    For the runner's books, and for bounds that cheat by design (one network per task).
+    """
+    return int(getattr(experience, "task_index", experience.current_experience))
+
+
+# ---------------------------------------------------------------------------------------------- avalanche's own loaders
+
+
+class _Rows(NamedTuple):
+    """A whole mini-batch as torch's fetcher hands it to the collate function."""
+
+    values: list[Tensor]
+
+
+def _collate_rows(batch: Sequence[_Rows], *, collate_fn_map: object = None) -> list[Tensor]:
+    return batch[0].values
+
+
+@dataclass(frozen=True)
+class _Resolved:
+    """Where every sample of an Avalanche data set lives: leaf number and row in that leaf."""
+
+    leaves: tuple[TensorTask, ...]
+    leaf: Indices
+    row: Indices
+    transforms: tuple[Any, ...]
+    """Groups of batched transforms on the way, innermost first."""
+
+
+_KEPT = "_clbench_resolved"
+
+
+def _resolve(node: Any) -> _Resolved | None:
+    """Walk Avalanche's tree of concatenations and subsets once; None where anything in it is not ours.
+
+    The result is kept on the node under its identity: Avalanche never changes a node in place, but copies them.
+    """
+    kept = node.__dict__.get(_KEPT)
+    if kept is not None and kept[0] == id(node):
+        resolved: _Resolved | None = kept[1]
+        return resolved
+    resolved = _walk(node)
+    node.__dict__[_KEPT] = (id(node), resolved)
+    return resolved
+
+
+def _walk(node: Any) -> _Resolved | None:
+    own = [group for name in ("_frozen_transform_groups", "_transform_groups") if (group := getattr(node, name, None))]
+    if any(not _is_batched(group) for group in own):
+        return None
+    leaves: dict[int, TensorTask] = {}
+    leaf_parts, row_parts = [], []
+    inner: tuple[Any, ...] | None = None
+    for child in node._datasets:
+        if isinstance(child, TensorTask):
+            found = _Resolved((child,), np.zeros(len(child), np.int64), np.arange(len(child)), ())
+        elif isinstance(child, FlatData):
+            below = _resolve(child)
+            if below is None:
+                return None
+            found = below
+        else:
+            return None
+        if inner is not None and [id(group) for group in inner] != [id(group) for group in found.transforms]:
+            same = [_functions(group) for group in inner] == [_functions(group) for group in found.transforms]
+            if not same:
+                return None
+        inner = found.transforms
+        numbers = []
+        for task in found.leaves:
+            leaves.setdefault(id(task), task)
+            numbers.append(list(leaves).index(id(task)))
+        leaf_parts.append(np.asarray(numbers, np.int64)[found.leaf])
+        row_parts.append(found.row)
+    if not leaf_parts:
+        return None
+    leaf, row = np.concatenate(leaf_parts), np.concatenate(row_parts)
+    if node._indices is not None:
+        index = _as_indices(node._indices)
+        leaf, row = leaf[index], row[index]
+    filled = tuple(group for group in own if any(_functions(group)))
+    return _Resolved(tuple(leaves.values()), leaf, row, (*(inner or ()), *filled))
+
+
+def _functions(group: Any) -> tuple[tuple[Any, ...], ...]:
+    """Return the image transforms of a transform group, for training and for evaluation."""
+    found = []
+    for name in ("train", "eval"):
+        transform = group.transform_groups[name]
+        inner = () if transform is None else tuple(getattr(transform, "transforms", (transform,)))
+        found.append(tuple(item for item in inner if item is not None))
+    return tuple(found)
+
+
+def _is_batched(group: Any) -> bool:
+    return all(isinstance(item, CropFlip) for functions in _functions(group) for item in functions)
+
+
+def _as_indices(indices: Any) -> Indices:
+    if hasattr(indices, "_to_eager"):
+        indices._to_eager()
+        indices = indices._eager_list if isinstance(indices._eager_list, np.ndarray) else list(indices)
+    return np.asarray(indices, dtype=np.int64)
+
+
+def _attribute(attribute: DataAttribute[Any], index: Indices) -> Tensor:
+    """Return a data attribute's values for a batch, as `default_collate` would."""
+    data = attribute.data
+    if isinstance(data, ConstantSequence):
+        return torch.full((len(index),), data[0])
+    kept = attribute.__dict__.get(_KEPT)
+    if kept is None:
+        numbers = [data[position] for position in range(len(data))] if isinstance(data[0], (int, np.integer)) else None
+        kept = (torch.tensor(numbers) if numbers is not None else None,)
+        attribute.__dict__[_KEPT] = kept
+    if kept[0] is None:
+        values: Tensor = default_collate([data[int(position)] for position in index])
+        return values
+    values = kept[0][torch.from_numpy(index)]
+    return values
+
+
+def _batch_of(dataset: Any, index: Indices) -> list[Tensor] | None:
+    """Return the collated batch of an Avalanche data set's samples, or None where it is not made of tensor tasks."""
+    if not isinstance(dataset, AvalancheDataset):
+        return None
+    resolved = _resolve(dataset._flat_data)
+    if resolved is None:
+        return None
+    leaf, row = resolved.leaf[index], resolved.row[index]
+    numbers = np.unique(leaf)
+    if len(numbers) == 1:
+        x, y = _gather(resolved.leaves[int(numbers[0])], row)
+    else:
+        parts = [_gather(resolved.leaves[int(number)], row[leaf == number]) for number in numbers]
+        grouped = np.argsort(leaf, kind="stable")
+        back = torch.from_numpy(np.argsort(grouped, kind="stable")).to(parts[0][1].device)
+        x, y = (torch.cat(column).index_select(0, back) for column in zip(*parts, strict=True))
+    mode = dataset._flat_data._transform_groups.current_group
+    for group in resolved.transforms:
+        for transform in _functions(group)[0 if mode == "train" else 1]:
+            x = transform.batch(x)
+    extra = [_attribute(item, index) for item in dataset._data_attributes.values() if item.use_in_getitem]
+    return [x, y, *extra]
+
+
+def _gather(task: TensorTask, rows: Indices) -> tuple[Tensor, Tensor]:
+    index = torch.from_numpy(rows).to(task.rows.device)
+    return task.inputs(index), task.labels.index_select(0, index)
+
+
+def _getitems(self: AvalancheDataset[Any], indices: Sequence[int]) -> list[Any]:
+    values = _batch_of(self, np.asarray(indices, np.int64))
+    return [self[index] for index in indices] if values is None else [_Rows(values)]
+
+
+class _FastConcat(ConcatDataset[Any]):
+    """`ConcatDataset` that loads whole batches: Avalanche's multi-data-set loaders read through one."""
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        index = np.asarray(indices, np.int64)
+        which = np.searchsorted(np.asarray(self.cumulative_sizes), index, side="right")
+        starts = np.asarray([0, *self.cumulative_sizes[:-1]])
+        parts: list[list[Tensor]] = []
+        # Avalanche's sampler lists one data set after another, so runs of equal `which` are few.
+        for run in np.split(np.arange(len(index)), np.flatnonzero(np.diff(which)) + 1):
+            number = int(which[run[0]])
+            values = _batch_of(self.datasets[number], index[run] - starts[number])
+            if values is None or (parts and len(values) != len(parts[0])):
+                return [self[position] for position in indices]
+            parts.append(values)
+        if len(parts) == 1:
+            return [_Rows(parts[0])]
+        return [_Rows([torch.cat(column) for column in zip(*parts, strict=True)])]
+
+
+def _no_ffcv(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """FFCV-encoded data is never resident: do not walk a data set of ours for it at the start of every epoch."""
+
+    def has_support(datasets: Any) -> bool:
+        ours = all(isinstance(item, AvalancheDataset) and _resolve(item._flat_data) for item in datasets)
+        return False if ours else original(datasets)
+
+    return has_support
+
+
+_depth = 0
+
+
+@contextlib.contextmanager
+def fast_loading() -> Iterator[None]:
+    """Give Avalanche's loaders whole batches of `TensorTask` rows while the context is open; may be nested.
+
+    Data sets that are not made of tensor tasks load as they always did.
+    """
+    global _depth
+    if _depth == 0:
+        _install()
+    _depth += 1
+    try:
+        yield
+    finally:
+        _depth -= 1
+        if _depth == 0:
+            _remove()
+
+
+_original: dict[str, Any] = {}
+
+
+def _install() -> None:
+    _original["ConcatDataset"] = avalanche_loader.ConcatDataset
+    _original["has_ffcv_support"] = avalanche_loader.has_ffcv_support
+    AvalancheDataset.__getitems__ = _getitems
+    avalanche_loader.ConcatDataset = _FastConcat
+    avalanche_loader.has_ffcv_support = _no_ffcv(_original["has_ffcv_support"])
+    default_collate_fn_map[_Rows] = _collate_rows
+
+
+def _remove() -> None:
+    del AvalancheDataset.__getitems__
+    avalanche_loader.ConcatDataset = _original["ConcatDataset"]
+    avalanche_loader.has_ffcv_support = _original["has_ffcv_support"]
+    del default_collate_fn_map[_Rows]

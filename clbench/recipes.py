@@ -1,0 +1,321 @@
+"""Recipes: TOML files to `TaskSpec` and `BaselineSpec`, and the two joined into one `Experiment`.
+
+A name ("ewc") is looked up among the shipped recipes; a path ("./mine.toml") is read as it is. Every mistake in a file
+is reported at once, one line each: file, key, what is wrong, the nearest right answer.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from clbench.errors import UserError, nearest, unknown
+from clbench.specs import (
+    BaselineSpec,
+    ModelSpec,
+    OnTask,
+    PublishedRow,
+    Spec,
+    TaskSpec,
+    TrainSpec,
+    content_hash,
+)
+
+_S = TypeVar("_S", bound=Spec)
+_M = TypeVar("_M", bound=BaseModel)
+
+Kind = Literal["task", "baseline"]
+FOLDERS: dict[Kind, str] = {"task": "tasks", "baseline": "baselines"}
+
+
+def shipped(kind: Kind) -> Path:
+    """Return the folder of shipped recipes: the checkout's own, else the copy inside the installed package."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent / FOLDERS[kind]
+    if checkout.is_dir() and (package.parent / "pyproject.toml").is_file():
+        return checkout
+    return package / "_recipes" / FOLDERS[kind]
+
+
+def names(kind: Kind) -> list[str]:
+    """Return the names of the shipped recipes, sorted."""
+    return sorted(path.stem for path in shipped(kind).glob("*.toml"))
+
+
+def find(kind: Kind, name: str) -> Path:
+    """Return the file of a recipe, given by shipped name or by path."""
+    if name.endswith(".toml") or "/" in name:
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"{name}: no such {kind} recipe file")
+        return path
+    path = shipped(kind) / f"{name}.toml"
+    if not path.is_file():
+        raise UserError(unknown(kind, name, names(kind)))
+    return path
+
+
+def load_task(name: str) -> TaskSpec:
+    """Read a task recipe by shipped name or path. Raises UserError with one line per mistake."""
+    path = find("task", name)
+    raw = _read(path)
+    raw["name"] = path.stem
+    return _validate(TaskSpec, raw, path)
+
+
+def load_baseline(name: str) -> BaselineSpec:
+    """Read a baseline recipe by shipped name or path, with everything it extends. Raises UserError."""
+    path = find("baseline", name)
+    raw = _extended(path, ())
+    raw["name"] = path.stem
+    raw["folder"] = str(path.resolve().parent)
+    return _validate(BaselineSpec, raw, path)
+
+
+def _extended(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """Return the raw recipe with its parents' keys merged under its own."""
+    if path in seen:
+        chain = " -> ".join(step.stem for step in (*seen, path))
+        raise UserError(f"{path}: extends goes round in a circle ({chain})")
+    raw = _read(path)
+    parent = raw.get("extends")
+    if not isinstance(parent, str):
+        return raw
+    beside = path.parent / f"{parent}.toml"
+    base = _extended(beside if beside.is_file() else find("baseline", parent), (*seen, path))
+    # A published number belongs to the method that earned it, never to a variant.
+    for on in base.get("on", {}).values():
+        if isinstance(on, dict):
+            on.pop("published", None)
+    return _merge(base, raw)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML ({error})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+# ---------------------------------------------------------------------------------------------------------- experiment
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One baseline on one task, everything resolved: what a run needs besides its seed and device."""
+
+    task: TaskSpec
+    baseline: BaselineSpec
+    label: str
+    """Name in records and tables: the baseline's, with `@<hash>` when settings were overridden by hand."""
+    settings: dict[str, Any]
+    train: TrainSpec
+    model: ModelSpec
+    departures: dict[str, Any]
+    """Dotted keys of the task's budget or model that the baseline changes."""
+    origin: str
+    published: tuple[PublishedRow, ...]
+    overrides: dict[str, Any]
+
+    @property
+    def hash(self) -> str:
+        """Covers the method and everything it changes on this task."""
+        return content_hash(
+            {
+                "strategy": self.baseline.strategy,
+                "settings": self.settings,
+                "train": self.train.model_dump(mode="json"),
+                "model": self.model.model_dump(mode="json"),
+            }
+        )
+
+
+def resolve(task: TaskSpec, baseline: BaselineSpec, overrides: Mapping[str, Any] | None = None) -> Experiment:
+    """Join a task and a baseline.
+
+    Args:
+        task: the protocol.
+        baseline: the method; its `[settings]` hold everywhere, its `[on.<task>]` on that task.
+        overrides: from `--set`: `train.<key>` and `model.<key>` change the budget and the net, other keys the
+            strategy's settings. A run with overrides is recorded under `<baseline>@<hash of the overrides>`.
+
+    Raises:
+        UserError: a key or value that the task's budget or model does not take.
+    """
+    overrides = dict(overrides or {})
+    on = baseline.on.get(task.name)
+    settings = {**baseline.settings, **(on.settings if on else {})}
+    changes: dict[str, dict[str, Any]] = {"train": dict(on.train) if on else {}, "model": dict(on.model) if on else {}}
+    for key, value in overrides.items():
+        section, dot, rest = key.partition(".")
+        if dot and section in changes:
+            changes[section][rest] = value
+        elif dot:
+            raise UserError(f"--set {key}: only train.<key>, model.<key> or a setting of the strategy can be set")
+        else:
+            settings[key] = value
+    where = Path(f"baselines/{baseline.name}.toml: [on.{task.name}]")
+    train = _changed(TypeAdapter(TrainSpec), task.train, changes["train"], where, "train")
+    model = _changed(TypeAdapter(ModelSpec), task.model, changes["model"], where, "model")
+    departures = {
+        f"{section}.{key}": value
+        for section, spec, base in (("train", train, task.train), ("model", model, task.model))
+        for key, value in spec.model_dump(mode="json").items()
+        if value != base.model_dump(mode="json").get(key)
+    }
+    label = f"{baseline.name}@{content_hash(overrides)[:8]}" if overrides else baseline.name
+    return Experiment(
+        task=task,
+        baseline=baseline,
+        label=label,
+        settings=settings,
+        train=train,
+        model=model,
+        departures=departures,
+        origin=on.origin if on else "ours: the baseline's defaults, not tuned on this task",
+        published=tuple(on.published) if on and not overrides else (),
+        overrides=overrides,
+    )
+
+
+def _changed(adapter: TypeAdapter[_S], base: _S, changes: dict[str, Any], path: Path, section: str) -> _S:
+    if not changes:
+        return base
+    raw = base.model_dump(mode="json")
+    if "kind" in changes and changes["kind"] != raw.get("kind"):
+        raw = {}
+    if "epochs" in changes:
+        raw.pop("iterations", None)
+    if "iterations" in changes:
+        raw.pop("epochs", None)
+    try:
+        return adapter.validate_python({**raw, **changes})
+    except ValidationError as error:
+        raise UserError(*_lines(error, type(base), path, (section,))) from None
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+def _validate(model: type[_M], raw: dict[str, Any], path: Path) -> _M:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(*_lines(error, model, path, ())) from None
+
+
+def _lines(error: ValidationError, model: type[BaseModel], path: Path, prefix: tuple[str, ...]) -> list[str]:
+    """Return one line per mistake pydantic found: file, key, what is wrong, nearest right key."""
+    lines = []
+    for item in error.errors():
+        location = [*prefix, *(part for part in item["loc"])]
+        keys = [str(part) for part in _without_tags(location, model, len(prefix))]
+        where = ".".join(keys) or "(top)"
+        if item["type"] == "extra_forbidden":
+            fields = _fields_at(model, item["loc"][:-1])
+            known = ", ".join(sorted(fields))
+            lines.append(f"{path}: unknown key '{where}'.{nearest(keys[-1], fields)} Known here: {known}")
+        elif item["type"] == "missing":
+            lines.append(f"{path}: '{where}' is missing")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            message = message[0].lower() + message[1:]
+            shown = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
+            lines.append(f"{path}: '{where}': {message}{shown}")
+    return lines
+
+
+def _without_tags(location: list[Any], model: type[BaseModel], skip: int) -> list[Any]:
+    """Drop the tags of discriminated unions and of union members, which pydantic puts into a location."""
+    kept: list[Any] = list(location[:skip])
+    current: Any = model
+    for part in location[skip:]:
+        member = _member(current, part)
+        if member is not None:
+            current = member
+            continue
+        if kept and isinstance(part, str) and not _has_field(current, part) and _is_tag(part):
+            continue
+        kept.append(part)
+        current = _step(current, part)
+    return kept
+
+
+_TYPE_TAGS = {"int", "float", "str", "bool", "list", "literal", "tuple", "dict"}
+
+
+def _is_tag(part: str) -> bool:
+    return any(part == tag or part.startswith(f"{tag}[") for tag in _TYPE_TAGS) or part[:1].isupper()
+
+
+def _has_field(current: Any, part: str) -> bool:
+    return any(part in _field_names(model) for model in _models(current))
+
+
+def _field_names(model: type[BaseModel]) -> set[str]:
+    return {field.alias or name for name, field in model.model_fields.items()} - {"name", "folder"}
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """Return the pydantic models inside an annotation (through Annotated, unions, lists and dicts)."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]
+
+
+def _member(current: Any, part: Any) -> type[BaseModel] | None:
+    """Return the union member that `part` names as a discriminator's tag, if it does."""
+    if get_origin(current) not in (Union, UnionType) and len(_models(current)) < 2:
+        return None
+    for model in _models(current):
+        kind = model.model_fields.get("kind")
+        if kind is not None and part in get_args(kind.annotation):
+            return model
+    return None
+
+
+def _step(current: Any, part: Any) -> Any:
+    """Return the annotation one key further in."""
+    if isinstance(part, int):
+        return current
+    for model in _models(current):
+        for name, field in model.model_fields.items():
+            if part in (name, field.alias):
+                return field.annotation
+    return current
+
+
+def _fields_at(model: type[BaseModel], location: Iterable[Any]) -> set[str]:
+    current: Any = model
+    for part in location:
+        current = _member(current, part) or _step(current, part)
+    found = _models(current)
+    return set().union(*(_field_names(item) for item in found)) if found else set()
+
+
+__all__ = [
+    "Experiment",
+    "OnTask",
+    "find",
+    "load_baseline",
+    "load_task",
+    "names",
+    "resolve",
+    "shipped",
+]

@@ -1,0 +1,276 @@
+"""The record of one run: what was run, where, what it learned, and what it cost.
+
+One JSON file a run. It is written to a temporary file beside its final place and renamed, so a reader never sees half a
+record. Keys come in a fixed order; everything that changes between two identical runs (times of day, seconds, memory
+peaks) sits under `timing` and `peaks`, so the rest can be compared byte for byte.
+
+This module needs neither torch nor avalanche: reports are built from records alone.
+
+Letters: T tasks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from clbench.errors import UserError
+
+SCHEMA = 1
+
+Status = Literal["done", "failed", "interrupted"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskInfo(_Part):
+    """The protocol a run followed: `hash` covers everything that changes numbers."""
+
+    name: str
+    version: int
+    hash: str
+    title: str
+    scenario: Literal["task", "domain", "class"]
+    n_tasks: int
+    train: dict[str, Any]
+    """The training budget of the protocol (before a baseline's own changes)."""
+
+
+class BaselineInfo(_Part):
+    """The method: `label` is the name in tables, `<name>` or `<name>@<hash>` for a run with overridden settings."""
+
+    name: str
+    label: str
+    hash: str
+    family: str
+    strategy: str
+    paper: str
+    settings: dict[str, Any]
+    """The strategy's resolved settings."""
+    departures: dict[str, Any] = Field(default_factory=dict)
+    """Where the baseline's training budget or model differs from the protocol's, as dotted keys: starred in tables."""
+    origin: str = ""
+    """Where the settings come from: "paper", "authors' code" or "ours: ..."."""
+
+
+class Code(_Part):
+    """Which clbench ran. `commit` is None outside a checkout."""
+
+    version: str
+    commit: str | None
+    dirty: bool | None
+
+
+class Environment(_Part):
+    """Where it ran. Records of different `device` are never averaged together."""
+
+    device: Literal["cpu", "cuda"]
+    device_name: str
+    threads: int
+    python: str
+    torch: str
+    cuda: str | None
+    avalanche: str
+    platform: str
+
+
+class Footprint(_Part):
+    """What a strategy keeps after a task. Elements for parameters, bytes for everything else; each storage once."""
+
+    parameters: int
+    """Elements the model stores."""
+    parameters_trainable: int
+    parameters_shared: int
+    """Elements every task uses."""
+    parameters_per_task: int
+    """Elements that belong to one task alone, summed over the tasks seen."""
+    parameters_nonzero: int
+    parameter_bytes: int
+    buffer_bytes: int
+    optimizer_bytes: int
+    auxiliary_bytes: dict[str, int]
+    """State of the method by name: Fisher, anchors, masks, embeddings, an old network."""
+    replay_samples: int
+    replay_bytes: int
+    answer_bytes: int
+    """Bytes needed to answer for all tasks seen."""
+    keep_learning_bytes: int
+    """Bytes needed to go on learning: the tensors of a checkpoint."""
+
+
+class Peak(_Part):
+    """The highest memory of one phase above the level before it, bytes. Unknown is None, never 0."""
+
+    allocated_bytes: int | None
+    """CUDA: max_memory_allocated. CPU: the allocator's own peak."""
+    reserved_bytes: int | None
+    """CUDA only: max_memory_reserved."""
+    resident_bytes: int | None
+    """Resident set of the process, host memory."""
+    meter: str
+    """What measured `allocated_bytes`: "cuda", "allocator", "profiler" or "none"."""
+
+
+class Timing(_Part):
+    """Wall-clock seconds per task and phase, and how fast training ran."""
+
+    started: str
+    """UTC, ISO 8601."""
+    seconds: list[dict[str, float]]
+    """One entry a task: phase -> seconds."""
+    total_seconds: float
+    train_samples_per_second: float | None
+
+
+class GrowthEvent(_Part):
+    """One change of a network's size."""
+
+    after_task: int
+    layer: str
+    kind: Literal["added", "pruned", "split", "reused"]
+    units: int
+
+
+class RunRecord(_Part):
+    """One run of one baseline on one task stream with one seed."""
+
+    schema_number: int = SCHEMA
+    status: Status
+    task: TaskInfo
+    baseline: BaselineInfo
+    seed: int
+    code: Code
+    environment: Environment
+    data: dict[str, str]
+    """Fingerprint of every data set used."""
+    acc: list[list[float]]
+    """(rows so far, T): acc[i][j] = test accuracy on task j after training on task i, fractions in [0, 1]."""
+    acc_init: list[float]
+    """(T,): test accuracy on every task before any training; the reference of forward transfer."""
+    single_task_parameters: int
+    """Elements of the net that would serve the first task alone: the unit of "x one task's net"."""
+    footprints: list[Footprint]
+    """One a task."""
+    growth: list[GrowthEvent] = Field(default_factory=list)
+    error: str | None = None
+    """One line; set when status is "failed"."""
+    traceback: str | None = None
+    peaks: list[dict[str, Peak]]
+    """One entry a task: phase (train, grow, consolidate, evaluate) -> peak."""
+    timing: Timing
+
+    @property
+    def matrix(self) -> NDArray[np.float64]:
+        """`acc` as a (T, T) array; ValueError unless the run is done."""
+        if self.status != "done":
+            raise ValueError(f"{self.baseline.label} seed {self.seed} is {self.status}: it has no full accuracy matrix")
+        return np.asarray(self.acc, dtype=np.float64)
+
+    def path(self, runs: Path) -> Path:
+        """Return where this record lives under the folder `runs`."""
+        return record_path(runs, self.task.name, self.baseline.label, self.seed, self.environment.device)
+
+    def dumps(self) -> str:
+        """Return the record as JSON text with a fixed order of keys. Raises ValueError on NaN or infinity."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n"
+
+    def save(self, runs: Path) -> Path:
+        """Write the record under `runs`, atomically; return its path."""
+        path = self.path(runs)
+        write_atomic(path, self.dumps())
+        return path
+
+
+def record_path(runs: Path, task: str, label: str, seed: int, device: str) -> Path:
+    """Return `runs/<task>/<label>/seed<k>-<device>.json`."""
+    return runs / task / label / f"seed{seed}-{device}.json"
+
+
+def write_atomic(path: Path, text: str | bytes) -> None:
+    """Write `text` to `path` so that a reader, or a crash, finds the old file or the new one and nothing between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode() if isinstance(text, str) else text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load(path: Path) -> RunRecord:
+    """Read one record.
+
+    Raises:
+        UserError: the file is damaged, of another schema, or not a record; the line names the file and the key.
+    """
+    try:
+        raw = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged record ({_first_line(error)})") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: damaged record (not a JSON object)")
+    if raw.get("schema_number") != SCHEMA:
+        raise UserError(f"{path}: schema_number is {raw.get('schema_number')!r}, this clbench reads {SCHEMA}")
+    try:
+        record = RunRecord.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: damaged record ({where}: {first['msg']})") from None
+    problem = _shape_problem(record)
+    if problem:
+        raise UserError(f"{path}: damaged record ({problem})")
+    return record
+
+
+def load_all(runs: Path) -> tuple[list[RunRecord], list[str]]:
+    """Read every record under `runs`, in order of path.
+
+    Returns:
+        The readable records, and one line for each file that is damaged; a damaged one never hides the rest.
+    """
+    records: list[RunRecord] = []
+    problems: list[str] = []
+    for path in _record_files(runs):
+        try:
+            records.append(load(path))
+        except UserError as error:
+            problems.extend(error.lines)
+    return records, problems
+
+
+def _record_files(runs: Path) -> Iterator[Path]:
+    return iter(sorted(runs.glob("*/*/seed*.json")))
+
+
+def _shape_problem(record: RunRecord) -> str:
+    n_tasks = record.task.n_tasks
+    if record.status == "done" and len(record.acc) != n_tasks:
+        return f"acc: {len(record.acc)} rows for {n_tasks} tasks"
+    if any(len(row) != n_tasks for row in record.acc):
+        return f"acc: a row has not {n_tasks} columns"
+    if record.status == "done" and len(record.acc_init) != n_tasks:
+        return f"acc_init: {len(record.acc_init)} values for {n_tasks} tasks"
+    values = [value for row in record.acc for value in row] + list(record.acc_init)
+    if any(not math.isfinite(value) or not 0 <= value <= 1 for value in values):
+        return "acc: a value outside [0, 1]"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,190 @@
+"""What a table can have in a column: the metrics of accuracy, and the costs, each one number per run.
+
+A measure knows its unit; `shown` turns an estimate into the text of a cell. Fractions are shown in percent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from clbench.errors import UserError, unknown
+from clbench.metrics import METRICS, Metric, compute
+from clbench.records import RunRecord
+from clbench.report.stats import Estimate, estimate
+
+Unit = Literal["fraction", "count", "bytes", "ratio", "seconds"]
+EMPTY = "-"
+"""A value that does not exist or was not measured."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number per run."""
+
+    name: str
+    """Dotted public name; the heads of csv columns start with it."""
+    label: str
+    unit: Unit
+    definition: str
+    """For captions."""
+    of: Callable[[RunRecord], float | None]
+    """None or NaN where the run does not have it."""
+    is_cost: bool
+
+    def over(self, records: Iterable[RunRecord]) -> Estimate | None:
+        """Return mean, spread and n over runs; None when no run has the number."""
+        return estimate(self.of(record) for record in records)
+
+
+def _metric(metric: Metric) -> Measure:
+    def of(record: RunRecord) -> float:
+        return compute(metric.name, record.matrix, np.asarray(record.acc_init))
+
+    definition = f"{metric.definition} ({metric.source})"
+    return Measure(metric.name, metric.label, "fraction", definition, of, is_cost=False)
+
+
+def peak_of(record: RunRecord, phase: str) -> int | None:
+    """Return the highest `allocated_bytes` of a phase over the tasks of a run; None when it was never measured."""
+    values = [peaks[phase].allocated_bytes for peaks in record.peaks if phase in peaks]
+    return max((value for value in values if value is not None), default=None)
+
+
+def _relative_size(record: RunRecord) -> float | None:
+    single = record.single_task_parameters
+    return record.footprints[-1].parameters / single if record.footprints and single else None
+
+
+def _footprint(field: str) -> Callable[[RunRecord], float | None]:
+    return lambda record: float(getattr(record.footprints[-1], field)) if record.footprints else None
+
+
+def _cost(name: str, label: str, unit: Unit, definition: str, of: Callable[[RunRecord], float | None]) -> Measure:
+    return Measure(name, label, unit, definition, of, is_cost=True)
+
+
+_COSTS = (
+    _cost("parameters", "Params", "count", "Params = weights stored after the last task", _footprint("parameters")),
+    _cost(
+        "parameters_trainable", "Trainable", "count", "Trainable = those of them still trained after the last task",
+        _footprint("parameters_trainable"),
+    ),
+    _cost(
+        "parameters_per_task", "Per task", "count", "Per task = those that serve one task alone, over all tasks",
+        _footprint("parameters_per_task"),
+    ),
+    _cost("relative_size", "x one net", "ratio", "x one net = Params over those of one task's net", _relative_size),
+    _cost(
+        "answer_bytes", "To answer", "bytes", "To answer = bytes kept to answer for all tasks",
+        _footprint("answer_bytes"),
+    ),
+    _cost(
+        "keep_learning_bytes", "To go on", "bytes",
+        "To go on = bytes kept to go on learning, replay and optimiser included", _footprint("keep_learning_bytes"),
+    ),
+    _cost(
+        "peak_train_bytes", "Peak", "bytes",
+        "Peak = highest allocated memory in training above the level before it, worst task",
+        lambda record: peak_of(record, "train"),
+    ),
+    _cost("seconds", "Time", "seconds", "Time = wall clock of the whole run", lambda run: run.timing.total_seconds),
+)  # fmt: skip
+
+MEASURES: dict[str, Measure] = {
+    **{name: _metric(metric) for name, metric in METRICS.items()},
+    **{measure.name: measure for measure in _COSTS},
+}
+
+DEFAULT = (
+    "average_accuracy",
+    "average_incremental_accuracy",
+    "learning_accuracy",
+    "forgetting.chaudhry2018",
+    "bwt.gem",
+    "fwt.gem",
+    *(measure.name for measure in _COSTS),
+)
+"""The columns of a table unless others are asked for."""
+
+
+def chosen(names: Sequence[str] | None) -> list[Measure]:
+    """Return the measures of these names in this order (None: the usual ones). Raises UserError on unknown names."""
+    wrong = [unknown("metric", name, MEASURES) for name in names or () if name not in MEASURES]
+    if wrong:
+        raise UserError(*wrong)
+    return [MEASURES[name] for name in names or DEFAULT]
+
+
+# --------------------------------------------------------------------------------------------------------- as text
+
+
+def head(measure: Measure) -> str:
+    """Return the head of the measure's column, with its unit."""
+    suffix = {"fraction": " (%)", "seconds": " (s)", "count": "", "bytes": "", "ratio": ""}[measure.unit]
+    return measure.label + suffix
+
+
+def shown(value: Estimate | None, unit: Unit, runs: int | None = None) -> str:
+    """Return an estimate as the text of a cell: mean ± half-width of the 95 % interval.
+
+    Args:
+        value: None gives a dash.
+        unit: fractions are shown in percent; bytes and counts with a prefix of their own.
+        runs: how many runs the row has. A cell of another number of runs says its own n; so does one of a single
+            run, unless it counts what seeds hardly change (weights, bytes).
+    """
+    if value is None:
+        return EMPTY
+    scale, suffix, digits = _scale(value.mean, value.half, unit)
+    text = _number(value.mean / scale, digits)
+    # A cost that was the same in every run has no interval to show; the caption says so.
+    if value.half is not None and (value.half > 0 or unit == "fraction"):
+        text += f" ± {_number(value.half / scale, digits)}"
+    text += suffix
+    certain = unit in ("count", "bytes", "ratio") and value.n == runs
+    if (value.n == 1 and not certain) or (runs is not None and value.n != runs):
+        text += f" (n={value.n})"
+    return text
+
+
+def amount(value: float, unit: Unit) -> str:
+    """Return a bare number as text in its unit, such as "72.4", "89.6 k" or "1.37 MiB"."""
+    scale, suffix, digits = _scale(value, None, unit)
+    return _number(value / scale, digits) + suffix
+
+
+def _scale(mean: float, half: float | None, unit: Unit) -> tuple[float, str, int]:
+    """Return divisor, suffix and number of decimals for three significant digits (percent: one decimal)."""
+    if unit == "fraction":
+        return 0.01, "", 1
+    step, names = (1024.0, ("B", "KiB", "MiB", "GiB", "TiB")) if unit == "bytes" else (1000.0, ("", "k", "M", "G", "T"))
+    power = 0
+    if unit in ("bytes", "count"):
+        while abs(mean) / step**power >= 999.5 and power < len(names) - 1:
+            power += 1
+    scaled = abs(mean) / step**power
+    whole = power == 0 and unit in ("bytes", "count") and not half and scaled == int(scaled)
+    digits = 0 if whole else max(0, 2 - math.floor(math.log10(scaled))) if scaled >= 0.995 else 2
+    return step**power, f" {names[power]}" if names[power] else "", digits
+
+
+def _number(value: float, digits: int) -> str:
+    text = f"{value:.{digits}f}"
+    # -0.04 rounds to -0.0: a sign that says nothing.
+    if float(text) == 0:
+        text = text.removeprefix("-")
+    return text
+
+
+def exact(value: float | None) -> str:
+    """Return a number for a csv file: 12 significant digits, which no machine's rounding changes; "" for none."""
+    if value is None or math.isnan(value):
+        return ""
+    if math.isfinite(value) and value == int(value) and abs(value) < 1e15:
+        return str(int(value))
+    return format(value, ".12g")

@@ -1,0 +1,217 @@
+"""Which records stand together: one block per protocol version and device, one group per baseline in it.
+
+Runs of different devices are never averaged, nor are runs of different versions of a task or a baseline: they stand
+side by side, and a note says so. Runs that failed or were interrupted are listed, not averaged.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from clbench.errors import UserError, unknown
+from clbench.records import BaselineInfo, RunRecord, TaskInfo, load_all
+
+FAMILIES = ("bounds", "regularisation", "replay", "expansion", "sharing", "hypernetwork")
+"""Order of families in tables; others follow by name."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The finished runs of one baseline that may be averaged: same protocol, settings and device."""
+
+    label: str
+    """Unique within its block: the baseline's, with the settings' hash where two stand side by side."""
+    baseline: BaselineInfo
+    runs: tuple[RunRecord, ...]
+    """By seed."""
+
+    @property
+    def starred(self) -> bool:
+        """Whether the baseline departs from the task's training budget or model."""
+        return bool(self.baseline.departures)
+
+
+@dataclass(frozen=True)
+class Block:
+    """All groups of one task, version and device."""
+
+    task: TaskInfo
+    device: str
+    device_name: str
+    groups: tuple[Group, ...]
+    """By family, then label."""
+    slug: str = ""
+    """What sets the block apart from the task's others, for file names; "" for an only one."""
+
+    @property
+    def stem(self) -> str:
+        """Start of the names of the block's files."""
+        return f"{self.task.name}-{self.slug}" if self.slug else self.task.name
+
+    @property
+    def where(self) -> str:
+        """The device in words."""
+        return f"{self.device} ({self.device_name})" if self.device_name else self.device
+
+    @property
+    def title(self) -> str:
+        """Version and device in words: what sets the block apart."""
+        return f"version {self.task.version} ({self.task.hash}), {self.where}"
+
+    @property
+    def runs(self) -> tuple[RunRecord, ...]:
+        """Every run of the block."""
+        return tuple(run for group in self.groups for run in group.runs)
+
+
+@dataclass(frozen=True)
+class TaskBlocks:
+    """Everything that is reported about one task."""
+
+    name: str
+    blocks: tuple[Block, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a report is made of."""
+
+    tasks: tuple[TaskBlocks, ...]
+    unfinished: tuple[RunRecord, ...]
+    """Failed and interrupted runs."""
+    damaged: tuple[str, ...]
+    """One line a file that could not be read."""
+    labels: tuple[str, ...]
+    """Every baseline label under the runs folder, chosen or not: colours follow from it."""
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """One line for each run that is not in the tables."""
+        return tuple(_unfinished(run) for run in self.unfinished) + self.damaged
+
+
+def select(runs: Path, tasks: Sequence[str] | None = None, baselines: Sequence[str] | None = None) -> Selection:
+    """Read the records under `runs` and sort them into blocks.
+
+    Args:
+        runs: folder of records.
+        tasks: names to keep; None keeps all.
+        baselines: labels, or names (which keep their overridden variants too); None keeps all.
+
+    Raises:
+        UserError: no such folder, a name that no record has, or no finished run.
+    """
+    if not runs.is_dir():
+        raise UserError(f"{runs}: no such folder of records")
+    records, damaged = load_all(runs)
+    # A damaged file is named relative to the folder: committed tables must not depend on where they were built.
+    damaged = [line.removeprefix(f"{runs}/") for line in damaged]
+    _refuse_unknown(records, tasks, baselines)
+    labels = tuple(sorted({record.baseline.label for record in records}))
+    kept = [
+        record
+        for record in records
+        if (tasks is None or record.task.name in tasks)
+        and (baselines is None or {record.baseline.label, record.baseline.name} & set(baselines))
+    ]
+    done = [record for record in kept if record.status == "done"]
+    unfinished = tuple(record for record in kept if record.status != "done")
+    if not done:
+        lines = [f"{runs}: no finished run to report ({len(unfinished)} unfinished, {len(damaged)} damaged)"]
+        raise UserError(*lines, *map(_unfinished, unfinished), *damaged)
+    return Selection(arrange(done), unfinished, tuple(damaged), labels)
+
+
+def arrange(done: Iterable[RunRecord]) -> tuple[TaskBlocks, ...]:
+    """Sort finished runs into tasks, blocks and groups."""
+    by_task: dict[str, dict[tuple[int, str, str, str], list[RunRecord]]] = {}
+    for record in done:
+        place = record.environment
+        key = (record.task.version, record.task.hash, place.device, place.device_name)
+        by_task.setdefault(record.task.name, {}).setdefault(key, []).append(record)
+    return tuple(_task_blocks(name, by_task[name]) for name in sorted(by_task))
+
+
+def _task_blocks(name: str, members: dict[tuple[int, str, str, str], list[RunRecord]]) -> TaskBlocks:
+    blocks, notes = [], []
+    for key in sorted(members):
+        records = members[key]
+        groups, more = _groups(records)
+        blocks.append(Block(records[0].task, key[2], key[3], groups))
+        notes += [f"{name}: {note}" for note in more]
+    protocols = sorted({(block.task.version, block.task.hash) for block in blocks})
+    if len(protocols) > 1:
+        named = ", ".join(f"version {version} ({digest})" for version, digest in protocols)
+        notes.append(f"{name}: records of {len(protocols)} protocols stand apart and are not comparable: {named}")
+    return TaskBlocks(name, tuple(_with_slugs(blocks)), tuple(dict.fromkeys(notes)))
+
+
+def _groups(records: list[RunRecord]) -> tuple[tuple[Group, ...], list[str]]:
+    members: dict[tuple[str, str], list[RunRecord]] = {}
+    for record in records:
+        members.setdefault((record.baseline.label, record.baseline.hash), []).append(record)
+    counts: dict[str, int] = {}
+    for label, _ in members:
+        counts[label] = counts.get(label, 0) + 1
+    groups = [
+        Group(
+            label=label if counts[label] == 1 else f"{label} #{digest[:6]}",
+            baseline=runs[0].baseline,
+            runs=tuple(sorted(runs, key=lambda run: run.seed)),
+        )
+        for (label, digest), runs in members.items()
+    ]
+    notes = [
+        f"{label}: records of {count} different settings stand apart (# and the hash of the settings)"
+        for label, count in sorted(counts.items())
+        if count > 1
+    ]
+    return tuple(sorted(groups, key=lambda group: (family_rank(group.baseline.family), group.label))), notes
+
+
+def family_rank(family: str) -> tuple[int, str]:
+    """Return the place of a family in tables."""
+    return (FAMILIES.index(family) if family in FAMILIES else len(FAMILIES), family)
+
+
+def _with_slugs(blocks: list[Block]) -> list[Block]:
+    """Give each block the shortest words that set it apart from the others of its task."""
+    if len(blocks) == 1:
+        return blocks
+    tasks = {(block.task.version, block.task.hash) for block in blocks}
+    versions = {version for version, _ in tasks}
+    named = []
+    for block in blocks:
+        parts = []
+        if len(tasks) > 1:
+            parts.append(f"v{block.task.version}" + (f"-{block.task.hash[:6]}" if len(versions) < len(tasks) else ""))
+        if len({other.device for other in blocks}) > 1:
+            parts.append(block.device)
+        if len({other.device_name for other in blocks if other.device == block.device}) > 1:
+            parts.append(slug(block.device_name))
+        named.append(replace(block, slug="-".join(parts)))
+    return named
+
+
+def slug(text: str) -> str:
+    """Return a text as a part of a file name: lower case, everything odd a hyphen."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _refuse_unknown(records: list[RunRecord], tasks: Sequence[str] | None, baselines: Sequence[str] | None) -> None:
+    known_tasks = {record.task.name for record in records}
+    known = {name for record in records for name in (record.baseline.label, record.baseline.name)}
+    lines = [unknown("task", name, known_tasks) for name in tasks or () if name not in known_tasks]
+    lines += [unknown("baseline", name, known) for name in baselines or () if name not in known]
+    if lines:
+        raise UserError(*lines)
+
+
+def _unfinished(run: RunRecord) -> str:
+    what = f": {run.error}" if run.error else ""
+    where = f"seed {run.seed}, {run.environment.device}"
+    return f"{run.task.name}/{run.baseline.label} ({where}) {run.status}{what}"

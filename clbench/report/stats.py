@@ -1,0 +1,79 @@
+"""Mean, Student-t interval and n over runs, and Welch's interval of a difference.
+
+With 3 to 10 runs the normal quantile 1.96 covers 81 to 92 % instead of 95 %; Student's t covers 95 %.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from scipy.special import stdtrit
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over n runs with its 95 % Student-t interval; unit of the values."""
+
+    mean: float
+    std: float | None
+    """Sample standard deviation (n - 1); None when n == 1."""
+    n: int
+
+    @property
+    def half(self) -> float | None:
+        """Half the width of the interval; None when n == 1."""
+        return None if self.std is None else t_quantile(self.n - 1) * self.std / math.sqrt(self.n)
+
+    @property
+    def low(self) -> float | None:
+        """Lower end of the interval; None when n == 1."""
+        return None if self.half is None else self.mean - self.half
+
+    @property
+    def high(self) -> float | None:
+        """Upper end of the interval; None when n == 1."""
+        return None if self.half is None else self.mean + self.half
+
+
+def t_quantile(df: float) -> float:
+    """Return the two-sided 95 % quantile of Student's t with `df` degrees of freedom (12.706 for 1, 1.960 for many)."""
+    return float(stdtrit(df, 0.5 + LEVEL / 2))
+
+
+def estimate(values: Iterable[float | None]) -> Estimate | None:
+    """Return mean, standard deviation and n over the values that are there (not None, not NaN); None if none is.
+
+    Sums are exact (`math.fsum`), so the order of the runs and the machine change nothing.
+    """
+    known = [float(value) for value in values if value is not None and not math.isnan(value)]
+    if not known:
+        return None
+    mean = math.fsum(known) / len(known)
+    if len(known) == 1:
+        return Estimate(mean, None, 1)
+    # Equal values must have no spread at all, whatever the division above rounded to.
+    if min(known) == max(known):
+        return Estimate(known[0], 0.0, len(known))
+    variance = math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1)
+    return Estimate(mean, math.sqrt(variance), len(known))
+
+
+def welch(ours: Estimate, mean: float, std: float, n: int) -> tuple[float, float] | None:
+    """Return the 95 % interval of `ours.mean - mean` for unequal variances; None when either side has one run.
+
+    Degrees of freedom by Welch and Satterthwaite: (u + v)^2 / (u^2 / (n1 - 1) + v^2 / (n2 - 1)) with u = s1^2 / n1 and
+    v = s2^2 / n2. Source: Welch 1947.
+    """
+    if ours.std is None or n < 2:
+        return None
+    difference = ours.mean - mean
+    u, v = ours.std**2 / ours.n, std**2 / n
+    if u + v == 0:
+        return difference, difference
+    df = (u + v) ** 2 / (u**2 / (ours.n - 1) + v**2 / (n - 1))
+    half = t_quantile(df) * math.sqrt(u + v)
+    return difference - half, difference + half

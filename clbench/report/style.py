@@ -1,0 +1,213 @@
+"""How figures look: colours and markers per baseline, sizes in inches, and files that come out the same every time.
+
+No figure touches pyplot's global state. Sizes are those of print: 3.4 in is a column of a two-column page, 7 in its
+width; type is 7 points there.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from clbench.records import write_atomic
+
+COLUMN, PAGE = 3.4, 7.0
+DPI = 200
+_TYPE = 7.0
+_LINE = 0.135
+"""Height of one line of a legend, in."""
+
+# Any: the type of its keys differs between versions of matplotlib.
+_RC: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": _TYPE,
+    "axes.labelsize": _TYPE,
+    "axes.titlesize": _TYPE,
+    "xtick.labelsize": _TYPE - 1,
+    "ytick.labelsize": _TYPE - 1,
+    "legend.fontsize": _TYPE - 0.5,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "clbench",
+}
+_BOUNDS = {
+    "finetune": ("#8c8c8c", "o", ":"),
+    "joint": ("#000000", "s", "--"),
+    "independent": ("#555555", "D", "-."),
+    "frozen": ("#b3b3b3", "v", ":"),
+}
+_DARK_PINK, _DARK_YELLOW = "#e377c2", "#a08c00"
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colour, marker and line of one baseline, the same in every figure of a report."""
+
+    colour: str
+    marker: str
+    line: str
+
+    @property
+    def curve(self) -> dict[str, Any]:
+        """Keywords of `Axes.plot`."""
+        edge = {"markeredgecolor": "white", "markeredgewidth": 0.3}
+        return {"color": self.colour, "marker": self.marker, "linestyle": self.line, **edge}
+
+
+def looks(labels: Sequence[str]) -> dict[str, Look]:
+    """Return a look for every label: greys for the bounds, colour-blind-safe colours and markers for the rest.
+
+    Overridden variants (`<name>@<hash>`) come after the plain names, so that trying one out moves no other colour.
+    """
+    palette = [mpl.colors.to_hex(colour) for colour in seaborn.color_palette("colorblind", 10)]
+    # The grey is kept for the bounds; pink and yellow, pale on white, come last and darker.
+    order = [*palette[:6], palette[9], _DARK_PINK, _DARK_YELLOW]
+    rest = sorted((label for label in set(labels) if label not in _BOUNDS), key=lambda label: ("@" in label, label))
+    found = {label: Look(*_BOUNDS[label]) for label in labels if label in _BOUNDS}
+    for i, label in enumerate(rest):
+        line = ("-", "--", ":", "-.")[i // len(order) % 4]
+        found[label] = Look(order[i % len(order)], _MARKERS[i % len(_MARKERS)], line)
+    return found
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure: its data as rows of text, which `check` compares, and how to draw it."""
+
+    name: str
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    draw: Callable[[], Figure]
+
+
+def sheet(
+    width: float,
+    height: float,
+    *,
+    rows: int = 1,
+    columns: int = 1,
+    legend: Sequence[str] = (),
+    left: float = 0.45,
+    right: float = 0.08,
+    bottom: float = 0.36,
+    top: float = 0.08,
+    gap: tuple[float, float] = (0.18, 0.32),
+    share: bool = False,
+) -> tuple[Figure, list[Axes], Callable[[Sequence[Any]], None]]:
+    """Return a figure, its axes in reading order, and a function that draws the legend below them.
+
+    Args:
+        width: of the figure, in.
+        height: of one panel, in; the figure grows with rows of panels and of the legend.
+        rows: of panels.
+        columns: of panels.
+        legend: labels of the legend; room is left for as many lines as they take.
+        left: margin for tick labels, in.
+        right: margin, in.
+        bottom: margin for tick labels and the axis label, in.
+        top: margin, in.
+        gap: between panels, horizontal and vertical, in.
+        share: one range of x and y for all panels.
+    """
+    across = _legend_columns(legend, width)
+    lines = math.ceil(len(legend) / across) if legend else 0
+    below = bottom + lines * _LINE + (0.06 if lines else 0)
+    total = top + rows * height + (rows - 1) * gap[1] + below
+    figure = Figure(figsize=(width, total))
+    FigureCanvasAgg(figure)
+    panel = (width - left - right - (columns - 1) * gap[0]) / columns
+    grid = figure.subplots(
+        rows,
+        columns,
+        squeeze=False,
+        sharex=share,
+        sharey=share,
+        gridspec_kw={
+            "left": left / width,
+            "right": 1 - right / width,
+            "bottom": below / total,
+            "top": 1 - top / total,
+            "wspace": gap[0] / panel,
+            "hspace": gap[1] / height,
+        },
+    )
+
+    def finish(handles: Sequence[Any]) -> None:
+        figure.legend(
+            # Matplotlib fills a legend column by column; this order reads row by row.
+            handles=[handles[i] for start in range(across) for i in range(start, len(handles), across)],
+            loc="lower center",
+            ncols=across,
+            frameon=False,
+            borderaxespad=0.1,
+            borderpad=0,
+            labelspacing=0.25,
+            handlelength=2.2,
+            handletextpad=0.5,
+            columnspacing=1.2,
+        )
+
+    return figure, [axis for line in grid for axis in line], finish
+
+
+def _legend_columns(labels: Sequence[str], width: float) -> int:
+    if not labels:
+        return 1
+    # About 0.056 in a letter at this size, and 0.45 in for the line, its gap and the space between columns.
+    entry = 0.45 + 0.056 * max(len(label) for label in labels)
+    return max(1, min(len(labels), int((width - 0.1) / entry)))
+
+
+def handle(label: str, look: Look) -> Line2D:
+    """Return the legend's entry of one baseline."""
+    return Line2D([], [], label=label, **look.curve)
+
+
+def task_ticks(axis: Axes, n_tasks: int) -> None:
+    """Put at most about ten whole-numbered ticks, counted from 1, on the x axis of tasks."""
+    step = max(1, math.ceil(n_tasks / 10))
+    axis.set_xticks(range(1, n_tasks + 1, step))
+    axis.set_xlim(0.7, n_tasks + 0.3)
+
+
+def wide_range(values: Sequence[float], factor: float = 10) -> bool:
+    """Whether a log axis helps: positive values over more than a factor."""
+    known = [value for value in values if value > 0]
+    return len(known) == len(values) > 0 and max(known) > factor * min(known)
+
+
+def save(plot: Plot, stem: Path) -> tuple[Path, Path]:
+    """Draw a plot and write `<stem>.pdf` and `<stem>.png`, without dates: the same input gives the same bytes."""
+    paths = []
+    with mpl.rc_context(_RC):
+        figure = plot.draw()
+        for suffix, metadata in ((".pdf", {"CreationDate": None, "ModDate": None}), (".png", {"Software": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=suffix[1:], dpi=DPI, metadata=metadata)
+            path = stem.with_name(stem.name + suffix)
+            write_atomic(path, buffer.getvalue())
+            paths.append(path)
+    return paths[0], paths[1]

@@ -1,0 +1,151 @@
+"""The tables of one task: accuracy and costs, a row per baseline, grouped by family.
+
+Every cell is a mean with the 95 % Student-t interval over seeds and the n it stands on. A baseline that departs from
+the task's training budget or model is starred, and a note says how. Runs of another device or version have rows of
+their own under a heading that names it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from clbench.records import RunRecord
+from clbench.report.measures import Measure, exact, head, shown
+from clbench.report.select import Block, Group, TaskBlocks
+from clbench.report.writers import Section, TextTable, to_csv
+
+SCENARIOS = {"task": "task-incremental", "domain": "domain-incremental", "class": "class-incremental"}
+KEYS = ("task", "version", "task_hash", "scenario", "device", "device_name", "family", "baseline", "baseline_hash")
+
+
+def tables(task: TaskBlocks, measures: Sequence[Measure]) -> list[TextTable]:
+    """Return the accuracy table and the cost table of a task, those of them that have a column."""
+    accuracy = [measure for measure in measures if not measure.is_cost]
+    costs = [measure for measure in measures if measure.is_cost]
+    named = (("accuracy", accuracy), ("costs", costs))
+    return [_table(task, kind, columns) for kind, columns in named if columns]
+
+
+def _table(task: TaskBlocks, kind: str, measures: Sequence[Measure]) -> TextTable:
+    return TextTable(
+        label=f"{task.name}-{kind}",
+        title=f"{task.blocks[-1].task.title}: {kind}",
+        caption=_caption(task, kind, measures),
+        header=("Baseline", "n", *(head(measure) for measure in measures)),
+        sections=tuple(_sections(task, measures)),
+        notes=tuple(notes(task)),
+    )
+
+
+def _sections(task: TaskBlocks, measures: Sequence[Measure]) -> Iterable[Section]:
+    for block in task.blocks:
+        for family, groups in groupby(block.groups, key=lambda group: group.baseline.family):
+            title = family if len(task.blocks) == 1 else f"{family}, {block.title}"
+            yield Section(title, tuple(row(group, measures) for group in groups))
+
+
+def row(group: Group, measures: Sequence[Measure]) -> tuple[str, ...]:
+    """Return the cells of one baseline: label (starred where it departs), n, one cell a measure."""
+    runs = len(group.runs)
+    cells = (shown(measure.over(group.runs), measure.unit, runs) for measure in measures)
+    return (group.label + ("*" if group.starred else ""), str(runs), *cells)
+
+
+def _caption(task: TaskBlocks, kind: str, measures: Sequence[Measure]) -> tuple[str, ...]:
+    info = task.blocks[-1].task
+    runs = [run for block in task.blocks for run in block.runs]
+    several = len(task.blocks) > 1
+    sentences = [
+        f"{info.title} ({task.name}): {kind}.",
+        f"{SCENARIOS[info.scenario].capitalize()}, {info.n_tasks} tasks"
+        + ("." if several else f", version {info.version} ({info.hash})."),
+        f"Mean ± half-width of the 95 % Student-t interval over seeds {seeds(runs)}, n runs.",
+    ]
+    if any(measure.unit == "fraction" for measure in measures):
+        sentences.append("Accuracies in percent.")
+    if any(measure.is_cost for measure in measures):
+        sentences.append("A cost without interval was the same in every run.")
+    sentences.append(f"{'; '.join(measure.definition for measure in measures)}.")
+    places = list(dict.fromkeys(block.where for block in task.blocks))
+    sentences.append(f"Device: {'; '.join(places)}.")
+    if any(measure.name == "peak_train_bytes" for measure in measures):
+        meters = sorted({peaks["train"].meter for run in runs for peaks in run.peaks if "train" in peaks})
+        sentences.append(f"Peak memory measured by: {', '.join(meters) or 'nothing'}.")
+    if any(group.starred for block in task.blocks for group in block.groups):
+        sentences.append("* departs from the protocol's training budget or model, see the notes.")
+    return tuple(sentences)
+
+
+def seeds(runs: Iterable[RunRecord]) -> str:
+    """Return the seeds of runs as short text, such as "0-2, 7"."""
+    numbers = sorted({run.seed for run in runs})
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1].append(number)
+        else:
+            spans.append([number])
+    return ", ".join(str(span[0]) if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in spans)
+
+
+def notes(task: TaskBlocks) -> list[str]:
+    """Return a line for each starred or overridden baseline, then the notes on what stands apart."""
+    lines = []
+    for block in task.blocks:
+        plain = {group.label: group for group in block.groups}
+        for group in block.groups:
+            if group.starred:
+                changes = ", ".join(_departure(block, key, value) for key, value in group.baseline.departures.items())
+                lines.append(f"{group.label}*: {changes}")
+            base = plain.get(group.baseline.name)
+            if base is not None and group.baseline.label != group.baseline.name:
+                changes = _overridden(group, base)
+                if changes:
+                    lines.append(f"{group.label}: {changes}")
+    return [*dict.fromkeys(lines), *task.notes]
+
+
+def _departure(block: Block, key: str, value: object) -> str:
+    section, _, name = key.partition(".")
+    if section == "train" and name in block.task.train:
+        return f"{key} {_shown(value)} (protocol: {_shown(block.task.train[name])})"
+    return f"{key} {_shown(value)}"
+
+
+def _overridden(group: Group, base: Group) -> str:
+    settings = group.baseline.settings
+    before = base.baseline.settings
+    return ", ".join(
+        f"{key} {_shown(settings.get(key))} ({base.label}: {_shown(before.get(key))})"
+        for key in sorted({*settings, *before})
+        if settings.get(key) != before.get(key)
+    )
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def csv_text(task: TaskBlocks, measures: Sequence[Measure]) -> str:
+    """Return a task's numbers in full: a row a group, for each measure mean, low, high and n in its own unit."""
+    statistics = ("mean", "low", "high", "n")
+    header = [*KEYS, "departures", "seeds", "n"]
+    header += [f"{measure.name}.{statistic}" for measure in measures for statistic in statistics]
+    rows = []
+    for block in task.blocks:
+        for group in block.groups:
+            info, method = block.task, group.baseline
+            cells = [task.name, str(info.version), info.hash, info.scenario, block.device, block.device_name]
+            cells += [method.family, group.label, method.hash]
+            cells += [json.dumps(method.departures, sort_keys=True) if method.departures else ""]
+            cells += [seeds(group.runs), str(len(group.runs))]
+            for measure in measures:
+                value = measure.over(group.runs)
+                if value is None:
+                    cells += ["", "", "", "0"]
+                else:
+                    cells += [exact(value.mean), exact(value.low), exact(value.high), str(value.n)]
+            rows.append(cells)
+    return to_csv(header, rows)

@@ -1,0 +1,415 @@
+"""One run: a baseline on a task stream with one seed, from first task to record.
+
+    from clbench.runner import run
+    record = run("digits_split", "ewc", seed=0)
+    record.matrix                                   # (T, T) accuracies
+
+The loop over tasks is `_learn`, in plain sight: train, evaluate on every task, count what is kept, save.
+
+Letters: T tasks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import random
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from clbench import __version__, checkpoint
+from clbench.errors import UserError
+from clbench.footprint import footprint
+from clbench.imports import load_object
+from clbench.memory import Meter
+from clbench.nets import HeadedNet, build_head, build_trunk
+from clbench.recipes import Experiment, load_baseline, load_task, resolve
+from clbench.records import (
+    BaselineInfo,
+    Code,
+    Environment,
+    Footprint,
+    Peak,
+    RunRecord,
+    TaskInfo,
+    Timing,
+    record_path,
+)
+from clbench.seeds import derive, derive32
+from clbench.specs import BaselineSpec, OwnModel, TaskSpec
+from clbench.strategies.base import Setup, Strategy
+from clbench.strategies.build import build, resolved_settings
+from clbench.strategies.foreign import Foreign
+from clbench.streams import Stream, make_stream
+
+Device = Literal["cpu", "cuda"]
+
+
+def run(
+    task: str | TaskSpec,
+    baseline: str | BaselineSpec,
+    seed: int = 0,
+    *,
+    device: str = "auto",
+    overrides: Mapping[str, Any] | None = None,
+    out: Path | None = None,
+    threads: int = 1,
+    data_root: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> RunRecord:
+    """Run one baseline on one task stream with one seed.
+
+    Args:
+        task: shipped name, path of a recipe, or a spec.
+        baseline: likewise.
+        seed: of the whole run; initialisation, order of data and order of classes are derived from it, apart.
+        device: "cpu", "cuda" or "auto" (CUDA where there is one).
+        overrides: settings of the strategy, and `train.<key>`, `model.<key>`.
+        out: folder for the record and, while the run lasts, its checkpoint; None writes nothing.
+        threads: CPU threads of torch's kernels; part of the record, because numbers depend on it.
+        data_root: the data cache; None for the user's.
+        progress: called as `progress(tasks done, T)`.
+
+    Returns:
+        The record; of status "failed" when the strategy raised, diverged or ran out of memory.
+
+    Raises:
+        UserError: the recipe, a setting or the data are not right; nothing was run or written.
+    """
+    task_spec = load_task(task) if isinstance(task, str) else task
+    baseline_spec = load_baseline(baseline) if isinstance(baseline, str) else baseline
+    experiment = resolve(task_spec, baseline_spec, overrides)
+    where = choose_device(device)
+    resolved_settings(experiment)
+    stream = make_stream(task_spec.stream, seed, where, data_root)
+    with _reproducible(seed, threads), _stoppable():
+        books = _Books(experiment, seed, where, threads, stream)
+        path = checkpoint_path(out, experiment, seed, where) if out is not None else None
+        try:
+            _learn(books, stream, path, progress)
+            books.status = "done"
+        except KeyboardInterrupt:
+            books.status = "interrupted"
+            if out is not None:
+                books.record().save(out)
+            raise
+        except UserError:
+            raise
+        # Whatever a strategy raises becomes a record, so that a sweep goes on.
+        except Exception as error:
+            books.fail(error)
+    record = books.record()
+    if out is not None:
+        record.save(out)
+        if path is not None:
+            path.unlink(missing_ok=True)
+    return record
+
+
+def _learn(books: _Books, stream: Stream, path: Path | None, progress: Callable[[int, int], None] | None) -> None:
+    """The loop over tasks."""
+    experiment, device = books.experiment, books.device
+    new_net = net_factory(experiment, stream, books.seed)
+    setup = Setup(new_net=new_net, train=experiment.train, device=device, seed=books.seed)
+    books.single_task_parameters = _single_task_parameters(new_net, stream)
+    strategy = build(experiment, setup)
+    meter = Meter(device)
+    strategy.phase = meter.phase
+    tests = list(stream.benchmark.test_stream)
+
+    first = _restore(path, books, strategy, stream)
+    if first == 0:
+        books.acc_init = [strategy.accuracy(test) for test in tests]
+    for index, experience in enumerate(stream.benchmark.train_stream):
+        if index < first:
+            continue
+        meter.take()
+        with meter.phase("train"):
+            strategy.train_task(experience)
+        with meter.phase("evaluate"):
+            books.acc.append([strategy.accuracy(test) for test in tests])
+        books.footprints.append(footprint(strategy.holdings()))
+        peaks, seconds = meter.take()
+        books.peaks.append(peaks)
+        books.seconds.append(seconds)
+        books.samples = strategy.samples_trained
+        if path is not None and index + 1 < stream.n_tasks:
+            _save(path, books, strategy)
+        if progress is not None:
+            progress(index + 1, stream.n_tasks)
+
+
+# ------------------------------------------------------------------------------------------------------------ the books
+
+
+@dataclass
+class _Books:
+    """What a run has to show so far."""
+
+    experiment: Experiment
+    seed: int
+    device: torch.device
+    threads: int
+    stream: Stream
+    status: Literal["done", "failed", "interrupted"] = "interrupted"
+    acc: list[list[float]] = field(default_factory=list)
+    acc_init: list[float] = field(default_factory=list)
+    footprints: list[Footprint] = field(default_factory=list)
+    peaks: list[dict[str, Peak]] = field(default_factory=list)
+    seconds: list[dict[str, float]] = field(default_factory=list)
+    samples: int = 0
+    single_task_parameters: int = 0
+    error: str | None = None
+    trace: str | None = None
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def fail(self, error: Exception) -> None:
+        """Note what went wrong."""
+        self.status = "failed"
+        self.error = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+        self.trace = _without_paths("".join(traceback.format_exception(error)))
+
+    def record(self) -> RunRecord:
+        """Return the run as a record."""
+        experiment, task, baseline = self.experiment, self.experiment.task, self.experiment.baseline
+        trained = sum(seconds.get("train", 0.0) for seconds in self.seconds)
+        return RunRecord(
+            status=self.status,
+            task=TaskInfo(
+                name=task.name,
+                version=task.version,
+                hash=task.hash,
+                title=task.title,
+                scenario=task.stream.scenario,
+                n_tasks=self.stream.n_tasks,
+                train=task.train.model_dump(mode="json"),
+            ),
+            baseline=BaselineInfo(
+                name=baseline.name,
+                label=experiment.label,
+                hash=experiment.hash,
+                family=baseline.family,
+                strategy=baseline.strategy,
+                paper=baseline.paper,
+                settings=resolved_settings(experiment),
+                departures=experiment.departures,
+                origin=experiment.origin,
+            ),
+            seed=self.seed,
+            code=code_version(),
+            environment=environment(self.device, self.threads),
+            data=self.stream.fingerprints,
+            acc=self.acc,
+            acc_init=self.acc_init,
+            single_task_parameters=self.single_task_parameters,
+            footprints=self.footprints,
+            error=self.error,
+            traceback=self.trace,
+            peaks=self.peaks,
+            timing=Timing(
+                started=self.started,
+                seconds=self.seconds,
+                total_seconds=sum(sum(seconds.values()) for seconds in self.seconds),
+                train_samples_per_second=self.samples / trained if trained > 0 and self.samples else None,
+            ),
+        )
+
+
+def _without_paths(trace: str) -> str:
+    """Keep a traceback free of the folders of the machine it happened on."""
+    for folder in sorted({*sys.path, str(Path(__file__).resolve().parent.parent), str(Path.home())}, key=len)[::-1]:
+        if len(folder) > 1:
+            trace = trace.replace(folder.rstrip("/") + "/", "")
+    return trace
+
+
+# ---------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def checkpoint_path(out: Path, experiment: Experiment, seed: int, device: torch.device) -> Path:
+    """Return where a run keeps its checkpoint: beside its record."""
+    record = record_path(out, experiment.task.name, experiment.label, seed, device.type)
+    return record.with_suffix(".checkpoint")
+
+
+def _identity(books: _Books) -> dict[str, Any]:
+    """What must agree for a checkpoint to be of this very run."""
+    return {
+        "task": books.experiment.task.hash,
+        "baseline": books.experiment.hash,
+        "seed": books.seed,
+        "data": books.stream.fingerprints,
+        "torch": torch.__version__,
+        "threads": books.threads,
+    }
+
+
+def _save(path: Path, books: _Books, strategy: Strategy | Foreign) -> None:
+    if not isinstance(strategy, Strategy):
+        return
+    checkpoint.save(
+        path,
+        {
+            "identity": _identity(books),
+            "strategy": strategy.state_dict(),
+            "generators": checkpoint.generator_states({"order": strategy.order, "chance": strategy.chance}),
+            "record": books.record().dumps(),
+            "samples": books.samples,
+        },
+    )
+
+
+def _restore(path: Path | None, books: _Books, strategy: Strategy | Foreign, stream: Stream) -> int:
+    """Continue from a checkpoint of this very run, if there is one; return how many tasks are done."""
+    content = checkpoint.load(path, books.device) if path is not None else None
+    if content is None or content["identity"] != _identity(books) or not isinstance(strategy, Strategy):
+        return 0
+    so_far = RunRecord.model_validate_json(content["record"])
+    done = len(so_far.acc)
+    strategy.load_state_dict(content["strategy"], list(stream.benchmark.train_stream)[:done])
+    checkpoint.restore_generators(content["generators"], {"order": strategy.order, "chance": strategy.chance})
+    books.acc, books.acc_init = so_far.acc, so_far.acc_init
+    books.footprints, books.peaks, books.seconds = so_far.footprints, so_far.peaks, so_far.timing.seconds
+    books.samples, books.started = content["samples"], so_far.timing.started
+    return done
+
+
+# -------------------------------------------------------------------------------------------------------------- the net
+
+
+def net_factory(experiment: Experiment, stream: Stream, seed: int) -> Callable[[], HeadedNet]:
+    """Return a maker of freshly initialised nets for a stream: always the same net, whatever else was drawn before."""
+    spec = experiment.model
+    birth = derive(seed, "init")
+    scenario = experiment.task.stream.scenario
+    settings = spec.model_dump(exclude={"kind", "class_head"})
+    bias = bool(settings.get("bias", True))
+
+    def new_net() -> HeadedNet:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(birth)
+            if isinstance(spec, OwnModel):
+                trunk = load_object(spec.factory, ".", "model.factory")(stream.input_shape, **spec.settings)
+            else:
+                trunk = build_trunk(spec.kind, stream.input_shape, **settings)
+            head = build_head(scenario, spec.class_head, trunk.out_features, stream.outputs, birth, bias)
+        return HeadedNet(trunk, head)
+
+    try:
+        new_net()
+    except (ValueError, TypeError) as error:
+        raise UserError(f"task '{experiment.task.name}': model: {error}") from None
+    return new_net
+
+
+def _single_task_parameters(new_net: Callable[[], HeadedNet], stream: Stream) -> int:
+    net = new_net()
+    net.observe(stream.train[0].task, stream.outputs[0])
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+# ------------------------------------------------------------------------------------------------------ the environment
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of a name: "auto", "cpu", "cuda" or "cuda:<n>". Raises UserError when there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: must be auto, cpu, cuda or cuda:<number>")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; use cpu")
+    return device
+
+
+@contextlib.contextmanager
+def _reproducible(seed: int, threads: int) -> Iterator[None]:
+    """Fix everything a run's numbers depend on besides its seed, and put it back afterwards."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    random.seed(derive(seed, "global"))
+    # Strategies from elsewhere draw from NumPy's global generator.
+    np.random.seed(derive32(seed, "global"))  # noqa: NPY002
+    torch.manual_seed(derive(seed, "global"))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let a termination signal end a run as Ctrl-C does: with a record that says so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def environment(device: torch.device, threads: int) -> Environment:
+    """Return where a run happens."""
+    cuda = device.type == "cuda"
+    return Environment(
+        device="cuda" if cuda else "cpu",
+        device_name=torch.cuda.get_device_name(device) if cuda else _processor(),
+        threads=threads,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        cuda=torch.version.cuda if cuda else None,
+        avalanche=importlib.metadata.version("avalanche-lib"),
+        platform=f"{platform.system()} {platform.machine()}",
+    )
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def code_version() -> Code:
+    """Return which clbench this is; commit and dirty flag where it runs from a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return Code(version=__version__, commit=None, dirty=None)
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=20, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    # Records and figures are what runs produce: they do not make the code another one.
+    changed = git("status", "--porcelain", "--", ".", ":!results")
+    return Code(version=__version__, commit=git("rev-parse", "HEAD"), dirty=None if changed is None else bool(changed))

@@ -1,0 +1,367 @@
+"""The base of every strategy of the suite: one task's training in plain sight, and what must be said of its cost.
+
+A strategy is Avalanche's `SupervisedTemplate` (it trains and evaluates on any Avalanche experience made of resident
+tensors) with a loop of its own. A method that is one idea overrides one hook:
+
+    rehearse(batch)          what the batch becomes before the forward pass (replay)
+    extra_loss()             a penalty added to the loss (regularisation)
+    before_task, after_task  what happens around a task (snapshots, importances)
+
+A method with phases overrides `train_task` and calls `fit` for each. What a method stores is declared in `stores`, by
+attribute name: from it come the footprint and the checkpoint, so neither can forget anything.
+
+Letters: B batch, C classes, P parameters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from avalanche.benchmarks.scenarios import DatasetExperience
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor, nn
+
+from clbench.footprint import Holdings
+from clbench.loading import Batch, ResidentLoader, TensorTask, task_index, tasks_in
+from clbench.nets import HeadedNet
+from clbench.seeds import derive
+from clbench.specs import PlateauSchedule, Scenario, StepSchedule, TrainSpec
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every strategy gets from the runner, whatever its method."""
+
+    new_net: Callable[[], HeadedNet]
+    """Builds a freshly initialised net; always the same one."""
+    train: TrainSpec
+    """The budget of one task."""
+    device: torch.device
+    seed: int
+    """The run's seed; the order of data and the method's own chance are derived from it, apart from each other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoSettings:
+    """For a method without settings."""
+
+
+class Strategy(SupervisedTemplate):
+    """One continual-learning method. See the module's text for how to write one."""
+
+    Config: ClassVar[type] = NoSettings
+    """A frozen dataclass of the method's settings; recipes fill it."""
+    scenarios: ClassVar[frozenset[Scenario]] = frozenset({"task", "domain", "class"})
+    """Where the method is defined."""
+    stores: ClassVar[tuple[str, ...]] = ()
+    """Attributes that hold the method's state between tasks: tensors, nets, numbers, nested in lists and dicts."""
+    answers_with: ClassVar[frozenset[str]] = frozenset()
+    """Those of `stores` that are needed to answer, not only to learn on."""
+
+    def __init__(self, *, setup: Setup, config: Any) -> None:
+        net = setup.new_net().to(setup.device)
+        super().__init__(
+            model=net,
+            optimizer=new_optimizer(setup.train, net.parameters()),
+            train_mb_size=setup.train.batch_size,
+            train_epochs=setup.train.epochs or 1,
+            eval_mb_size=setup.train.eval_batch_size,
+            device=setup.device,
+            evaluator=EvaluationPlugin(loggers=[]),
+        )
+        self.optimizer: torch.optim.Optimizer
+        self.setup = setup
+        self.config = config
+        self.order = torch.Generator().manual_seed(derive(setup.seed, "order"))
+        """Order of data and augmentation."""
+        self.chance = torch.Generator().manual_seed(derive(setup.seed, "strategy"))
+        """Whatever else the method draws, so that drawing it changes nothing else."""
+        self.tasks_seen = 0
+        self.task_label = 0
+        """Label of the task in training."""
+        self.task_classes: list[int] = []
+        """Labels of the task in training, sorted."""
+        self.oracle: int | None = None
+        """Which task this is, whatever the scenario tells: for bounds that cheat by design."""
+        self.samples_trained = 0
+        """Samples that went through a training step, replayed ones included."""
+        self.phase: Callable[[str], AbstractContextManager[None]] = lambda name: contextlib.nullcontext()
+        """Marks a phase of a task (grow, consolidate) for the memory meter; set by the runner."""
+
+    # ------------------------------------------------------------------------------------------------ hooks of a method
+
+    def before_task(self, experience: DatasetExperience) -> None:
+        """Prepare for a task: its head is there, training has not begun."""
+
+    def after_task(self, experience: DatasetExperience) -> None:
+        """Consolidate after a task: importances, snapshots, memory."""
+
+    def rehearse(self, batch: Batch) -> Batch:
+        """Return the batch to train on, given one of the current task."""
+        return batch
+
+    def extra_loss(self) -> Tensor | None:
+        """Return a penalty, a 0-dim tensor, or None."""
+        return None
+
+    def after_backward(self) -> None:
+        """Change gradients before they are clipped and applied."""
+
+    def training_data(self, experience: DatasetExperience) -> list[TensorTask]:
+        """Return what a task trains on."""
+        return tasks_in(experience.dataset)
+
+    # --------------------------------------------------------------------------------------------------------- one task
+
+    def train_task(self, experience: DatasetExperience) -> None:
+        """Learn one task."""
+        self.begin_task(experience)
+        self.before_task(experience)
+        self.fit(self.training_data(experience))
+        with self.phase("consolidate"):
+            self.after_task(experience)
+        self.end_task()
+
+    def begin_task(self, experience: DatasetExperience) -> None:
+        """Give the net what the task needs of its head, and the optimiser every parameter."""
+        self.experience = experience
+        self.task_label = int(experience.task_label)
+        self.task_classes = list(experience.classes_in_this_experience)
+        with self.phase("grow"):
+            self.model.observe(self.task_label, self.task_classes)
+        self.refresh_optimizer()
+
+    def end_task(self) -> None:
+        """Count the task; an optimiser that starts afresh with the next one keeps nothing."""
+        self.tasks_seen += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.setup.train.reset_optimizer:
+            self.optimizer = new_optimizer(self.setup.train, self.model.parameters())
+        self.experience = None
+
+    def refresh_optimizer(self) -> None:
+        """Start afresh, or take up new parameters and keep the state of the old ones, as the budget says."""
+        if self.setup.train.reset_optimizer:
+            self.optimizer = new_optimizer(self.setup.train, self.model.parameters())
+            return
+        known = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        added = [parameter for parameter in self.model.parameters() if id(parameter) not in known]
+        self.optimizer.param_groups[0]["params"].extend(added)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.setup.train.lr
+
+    def fit(self, tasks: Sequence[TensorTask]) -> None:
+        """Train on `tasks` for the budget: epochs, or iterations over as many shuffled passes as that takes."""
+        budget = self.setup.train
+        loader = ResidentLoader(tasks, budget.batch_size, self.order)
+        schedule = Schedule(budget, self.optimizer)
+        steps_left = budget.iterations if budget.iterations is not None else (budget.epochs or 0) * len(loader)
+        self.model.train()
+        while steps_left > 0:
+            for batch in loader:
+                self.train_step(batch)
+                steps_left -= 1
+                if steps_left == 0:
+                    break
+            self.check_finite()
+            if not schedule.step(lambda: self.validation_loss(tasks)):
+                break
+
+    def train_step(self, batch: Batch) -> None:
+        """One optimiser step on one batch of the current task."""
+        batch = self.rehearse(batch)
+        self.optimizer.zero_grad()
+        self.loss = nn.functional.cross_entropy(self.model(batch.x, batch.t), batch.y)
+        penalty = self.extra_loss()
+        if penalty is not None:
+            self.loss = self.loss + penalty
+        torch.autograd.backward(self.loss)
+        self.after_backward()
+        if self.setup.train.grad_clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.setup.train.grad_clip)
+        self.optimizer.step()
+        self.samples_trained += len(batch.y)
+
+    def check_finite(self) -> None:
+        """Raise FloatingPointError when training has diverged: a NaN accuracy would only look like a bad one."""
+        if not bool(torch.isfinite(self.loss)):
+            raise FloatingPointError(f"the training loss is {self.loss.item()} (lr {self.setup.train.lr})")
+
+    @torch.no_grad()
+    def validation_loss(self, tasks: Sequence[TensorTask]) -> float:
+        """Mean cross-entropy on the samples set aside for the task in training; on `tasks` when there are none."""
+        held_out = getattr(self.experience, "validation", None)
+        was_training = self.model.training
+        self.model.eval()
+        total, count = 0.0, 0
+        for batch in ResidentLoader([held_out] if held_out is not None else tasks, self.setup.train.eval_batch_size):
+            logits = self.model(batch.x, batch.t)
+            total += float(nn.functional.cross_entropy(logits, batch.y, reduction="sum"))
+            count += len(batch.y)
+        self.model.train(was_training)
+        return total / count
+
+    # ----------------------------------------------------------------------------------------------------------- answer
+
+    def answer(self, x: Tensor, t: int | Tensor) -> Tensor:
+        """Return logits (B, C) for inputs of a task; the net is in evaluation mode, gradients are off."""
+        logits: Tensor = self.model(x, t)
+        return logits
+
+    @torch.no_grad()
+    def accuracy(self, experience: DatasetExperience) -> float:
+        """Return the share of an experience's samples answered rightly; a label without a logit is never right."""
+        self.model.eval()
+        right, count = 0, 0
+        self.oracle = task_index(experience)
+        for batch in ResidentLoader(tasks_in(experience.dataset.eval()), self.setup.train.eval_batch_size):
+            right += int((self.answer(batch.x, batch.t).argmax(dim=1) == batch.y).sum())
+            count += len(batch.y)
+        return right / count
+
+    # ------------------------------------------------------------------------------------------------ what it all costs
+
+    def holdings(self) -> Holdings:
+        """Return what the strategy keeps, by role, for the footprint."""
+        return Holdings(
+            model=self.model,
+            optimizers=(self.optimizer,),
+            auxiliary={name: getattr(self, name) for name in self.stores},
+            answers_with=self.answers_with,
+            task_parameters=self.model.task_parameters(),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to go on learning bit for bit: plain values and tensors, for `torch.save`."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        return {
+            "model": dict(self.model.state_dict()),
+            "frozen": [name for name, parameter in self.model.named_parameters() if not parameter.requires_grad],
+            "optimizer": self.optimizer.state_dict(),
+            "optimized": [names[id(parameter)] for parameter in self.optimizer.param_groups[0]["params"]],
+            "stores": {name: _pack(getattr(self, name)) for name in self.stores},
+            "tasks_seen": self.tasks_seen,
+            "samples_trained": self.samples_trained,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], past: Sequence[DatasetExperience] = ()) -> None:
+        """Take up the state of another strategy of the same recipe.
+
+        Args:
+            state: from `state_dict`.
+            past: the experiences trained on so far; only methods that keep whole data sets look at them.
+        """
+        self.model.load_state_dict(state["model"])
+        frozen = set(state["frozen"])
+        parameters = dict(self.model.named_parameters())
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name not in frozen)
+        self.optimizer = new_optimizer(self.setup.train, [parameters[name] for name in state["optimized"]])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in self.stores:
+            packed, own = _unpack(state["stores"][name], self.setup), getattr(self, name)
+            if hasattr(own, "load_state_dict") and not isinstance(own, nn.Module):
+                own.load_state_dict(packed)
+            else:
+                setattr(self, name, packed)
+        self.tasks_seen = state["tasks_seen"]
+        self.samples_trained = state["samples_trained"]
+
+    # ------------------------------------------------------------------------------------- as a strategy of Avalanche's
+
+    def train(self, experiences: Any, eval_streams: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """Train on one experience or several, as Avalanche's strategies do."""
+        for experience in [experiences] if isinstance(experiences, DatasetExperience) else experiences:
+            self.is_training = True
+            self.train_task(experience)
+        self.is_training = False
+        return {}
+
+    def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
+        """Leave the net as it is: `begin_task` gives it what a task needs."""
+        return self.model if model is None else model
+
+    def forward(self) -> Tensor:
+        """Answer Avalanche's evaluation loop."""
+        return self.answer(self.mb_x, self.mb_task_id)
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+def new_optimizer(train: TrainSpec, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the budget's optimiser; fused kernels do the same arithmetic in one pass."""
+    parameters = list(parameters)
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=True
+        )
+    kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True)
+
+
+class Schedule:
+    """The learning rate over the epochs of one task."""
+
+    def __init__(self, train: TrainSpec, optimizer: torch.optim.Optimizer) -> None:
+        self.spec = train.schedule
+        self.optimizer = optimizer
+        self.epoch = 0
+        self.best = float("inf")
+        self.bad_epochs = 0
+
+    def step(self, validation_loss: Callable[[], float]) -> bool:
+        """Close an epoch; return whether to go on. `validation_loss` is asked only where the schedule needs it."""
+        self.epoch += 1
+        if isinstance(self.spec, StepSchedule) and self.epoch in self.spec.milestones:
+            self._scale(self.spec.gamma)
+        if isinstance(self.spec, PlateauSchedule):
+            loss = validation_loss()
+            self.bad_epochs = 0 if loss < self.best else self.bad_epochs + 1
+            self.best = min(self.best, loss)
+            if self.bad_epochs >= self.spec.patience:
+                self.bad_epochs = 0
+                self._scale(self.spec.factor)
+                return bool(self.optimizer.param_groups[0]["lr"] >= self.spec.min_lr)
+        return True
+
+    def _scale(self, factor: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] *= factor
+
+
+# ---------------------------------------------------------------------------------------------------------------- state
+
+
+_NET = "__net__"
+
+
+def _pack(value: Any) -> Any:
+    """Turn stored state into what `torch.load(weights_only=True)` reads back."""
+    if isinstance(value, nn.Module):
+        return {_NET: dict(value.state_dict())}
+    if hasattr(value, "state_dict"):
+        return value.state_dict()
+    if isinstance(value, Mapping):
+        return {key: _pack(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_pack(item) for item in value]
+    return value
+
+
+def _unpack(value: Any, setup: Setup) -> Any:
+    if isinstance(value, Mapping):
+        if _NET in value:
+            net = setup.new_net().to(setup.device)
+            net.load_state_dict(value[_NET])
+            return net
+        return {key: _unpack(item, setup) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unpack(item, setup) for item in value]
+    return value.to(setup.device) if isinstance(value, Tensor) else value

@@ -1,0 +1,156 @@
+"""From a recipe's words to a strategy: find the class, check its settings, make it.
+
+A class is named `module:Class`, or `file.py:Class` beside its recipe. The suite's own declare their settings in a
+`Config` dataclass; for any other class the arguments of its constructor are the schema, up its bases as far as they
+pass `**kwargs` on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any, get_args, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from clbench.errors import UserError, nearest
+from clbench.imports import load_object
+from clbench.recipes import Experiment
+from clbench.specs import BaselineSpec
+from clbench.strategies.base import Setup, Strategy
+from clbench.strategies.foreign import Foreign
+
+_GIVEN_BY_THE_SUITE = {
+    "self",
+    "model",
+    "optimizer",
+    "criterion",
+    "train_mb_size",
+    "train_epochs",
+    "eval_mb_size",
+    "device",
+    "plugins",
+    "evaluator",
+    "eval_every",
+    "peval_mode",
+}
+
+
+def find_class(baseline: BaselineSpec) -> type:
+    """Return the class a recipe names. Raises UserError when it is not there, or is no class."""
+    where = f"baseline '{baseline.name}': strategy"
+    found = load_object(baseline.strategy, baseline.folder, where)
+    if not isinstance(found, type):
+        raise UserError(f"{where} '{baseline.strategy}' is no class")
+    return found
+
+
+def check(experiment: Experiment) -> None:
+    """Check that the strategy exists, takes its settings and is defined in the task's scenario; raises UserError."""
+    cls = find_class(experiment.baseline)
+    _settings(cls, experiment)
+    scenario = experiment.task.stream.scenario
+    if issubclass(cls, Strategy) and scenario not in cls.scenarios:
+        raise UserError(
+            f"baseline '{experiment.baseline.name}' is not defined in the {scenario}-incremental scenario of task "
+            f"'{experiment.task.name}'; it is in: {', '.join(sorted(cls.scenarios))}"
+        )
+
+
+def build(experiment: Experiment, setup: Setup) -> Strategy | Foreign:
+    """Make the strategy of an experiment. Raises UserError as `check` does."""
+    check(experiment)
+    cls = find_class(experiment.baseline)
+    settings = _settings(cls, experiment)
+    if issubclass(cls, Strategy):
+        return cls(setup=setup, config=settings)
+    return Foreign(cls, settings, setup, experiment.task.stream.scenario)
+
+
+def resolved_settings(experiment: Experiment) -> dict[str, Any]:
+    """Return every setting with its value, defaults filled in, as plain values for the record."""
+    settings = _settings(find_class(experiment.baseline), experiment)
+    if isinstance(settings, dict):
+        return dict(settings)
+    return dataclasses.asdict(settings)
+
+
+# ------------------------------------------------------------------------------------------------------------- settings
+
+
+def _settings(cls: type, experiment: Experiment) -> Any:
+    """Return the validated `Config` of an own strategy, or the validated arguments of a foreign one."""
+    where = f"baseline '{experiment.baseline.name}' on task '{experiment.task.name}'"
+    given = experiment.settings
+    if issubclass(cls, Strategy):
+        fields = {field.name: field for field in dataclasses.fields(cls.Config)}
+        required = [
+            name
+            for name, field in fields.items()
+            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        ]
+        _names(where, cls, given, fields, required)
+        return _validated(where, TypeAdapter(cls.Config), given)
+    parameters = foreign_parameters(cls)
+    required = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
+    _names(where, cls, given, parameters, required)
+    checked = {}
+    for name, value in given.items():
+        checked[name] = value
+        hint = parameters[name].annotation
+        if hint is not inspect.Parameter.empty and _is_plain(hint):
+            adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+            checked[name] = _validated(where, adapter, value, (name,))
+    return checked
+
+
+def _names(where: str, cls: type, given: Mapping[str, Any], known: Mapping[str, Any], required: list[str]) -> None:
+    """Raise UserError listing every unknown and every missing setting."""
+    lines = [
+        f"{where}: {cls.__name__} has no setting '{name}'.{nearest(name, known)} "
+        f"It has: {', '.join(sorted(known)) or 'none'}"
+        for name in given
+        if name not in known
+    ]
+    lines += [f"{where}: {cls.__name__} needs the setting '{name}'" for name in required if name not in given]
+    if lines:
+        raise UserError(*lines)
+
+
+def _validated(where: str, adapter: TypeAdapter[Any], value: Any, prefix: tuple[str, ...] = ()) -> Any:
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            name = ".".join(str(part) for part in (*prefix, *item["loc"]) if part not in ("int", "float", "str"))
+            message = item["msg"][0].lower() + item["msg"][1:]
+            lines.append(f"{where}: setting '{name}': {message} (got {item['input']!r})")
+        raise UserError(*dict.fromkeys(lines)) from None
+
+
+def foreign_parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """Return the settings of a class the suite does not know: its constructor's own arguments, and its bases'."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base) or base is object:
+            continue
+        constructor = inspect.unwrap(base.__init__)  # type: ignore[misc]  # read for its signature, never called
+        try:
+            hints = get_type_hints(constructor)
+        except (NameError, TypeError):
+            hints = {}
+        signature = inspect.signature(constructor)
+        for name, parameter in signature.parameters.items():
+            if name in _GIVEN_BY_THE_SUITE or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                continue
+            found.setdefault(name, parameter.replace(annotation=hints.get(name, parameter.annotation)))
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
+            break
+    return found
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether values of this type can be written in TOML."""
+    return hint in (int, float, str, bool, type(None)) or (bool(get_args(hint)) and all(map(_is_plain, get_args(hint))))

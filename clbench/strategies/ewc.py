@@ -1,0 +1,157 @@
+"""Elastic weight consolidation (EWC): a quadratic anchor weighted by the diagonal of the Fisher information.
+
+Paper      Kirkpatrick et al. 2017, PNAS 114(13), doi:10.1073/pnas.1611835114; online form: Schwarz et al. 2018,
+           "Progress & Compress", arXiv:1805.06370.
+Method     after task k, with weights theta*_k,  F_k = E_x E_{y ~ p(y|x)} [ (d log p(y|x) / d theta)^2 ],
+           then train on the loss + (lam / 2) * sum_k F_k (theta - theta*_k)^2         (separate)
+           or, with F~_k = gamma F~_{k-1} + F_k,  + (lam / 2) * F~ (theta - theta*)^2  (online, theta* the latest).
+Estimators of F (van de Ven 2025, "On the computation of the Fisher information in continual learning"; lam means
+           something else under each):
+           exact      the expectation over labels in full, one sample at a time
+           sampled    one label drawn from the model's own prediction
+           empirical  the sample's true label
+           batched    the squared gradient of a mini-batch's mean loss: not a Fisher, but what Avalanche computes
+Departs    separate: the sum of the tasks' quadratics is kept as one, S = sum_k F_k around the F-weighted mean of the
+           anchors, which has the same gradient (tests/test_ewc.py) and needs 2 P values whatever the number of tasks.
+           A parameter born later (a new head) has no anchor for earlier tasks.
+Stores     2 P values: importance and anchor of every parameter of earlier tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from avalanche.benchmarks.scenarios import DatasetExperience
+from pydantic import Field
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+
+from clbench.loading import ResidentLoader, TensorTask, tasks_in
+from clbench.strategies.base import Setup, Strategy
+
+Estimator = Literal["exact", "sampled", "empirical", "batched"]
+_CHUNK_VALUES = 16_000_000
+"""Per-sample gradients held at once, as numbers: 64 MB."""
+
+
+class EWC(Strategy):
+    """EWC with the Fisher estimator of choice, separate or online."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Settings of EWC."""
+
+        lam: Annotated[float, Field(ge=0)]
+        """Strength of the penalty; its scale depends on the estimator."""
+        fisher: Estimator
+        """How the Fisher diagonal is estimated."""
+        mode: Literal["separate", "online"]
+        """One quadratic per task, or one for all of them."""
+        fisher_samples: Annotated[int, Field(ge=0)] = 0
+        """Training samples of a task used for its Fisher; 0 uses all."""
+        fisher_batch_size: Annotated[int, Field(gt=0)] = 128
+        """Mini-batch of the batched estimator."""
+        gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
+        """Online: how much of the old Fisher survives a task."""
+
+    stores: ClassVar[tuple[str, ...]] = ("importance", "anchor")
+
+    def __init__(self, *, setup: Setup, config: Config) -> None:
+        super().__init__(setup=setup, config=config)
+        self.importance: dict[str, Tensor] = {}
+        """Parameter name to S (separate) or F~ (online)."""
+        self.anchor: dict[str, Tensor] = {}
+
+    def extra_loss(self) -> Tensor | None:
+        """(lam / 2) * sum of importance * (theta - anchor)^2."""
+        if not self.importance or self.config.lam == 0:
+            return None
+        terms = [
+            (self.importance[name] * (parameter - self.anchor[name]).square()).sum()
+            for name, parameter in self.model.named_parameters()
+            if name in self.importance
+        ]
+        strength: float = self.config.lam
+        return strength / 2 * torch.stack(terms).sum()
+
+    def after_task(self, experience: DatasetExperience) -> None:
+        """Add the task's Fisher to what is known and move the anchor."""
+        fisher = self.fisher(tasks_in(experience.dataset.eval()))
+        for name, parameter in self.model.named_parameters():
+            new, here = fisher[name], parameter.detach().clone()
+            old = self.importance.get(name)
+            if old is None:
+                self.importance[name], self.anchor[name] = new, here
+            elif self.config.mode == "online":
+                self.importance[name], self.anchor[name] = self.config.gamma * old + new, here
+            else:
+                total = old + new
+                # Where nothing is important any anchor will do: the latest.
+                share = torch.where(total > 0, new / total.clamp_min(torch.finfo(total.dtype).tiny), 1.0)
+                self.anchor[name] = torch.lerp(self.anchor[name], here, share)
+                self.importance[name] = total
+
+    # ----------------------------------------------------------------------------------------------------------- Fisher
+
+    def fisher(self, tasks: list[TensorTask]) -> dict[str, Tensor]:
+        """Return the Fisher diagonal on the current weights, one tensor per parameter, in its shape."""
+        self.model.eval()
+        total = {name: torch.zeros_like(parameter) for name, parameter in self.model.named_parameters()}
+        count = 0
+        for x, y in self._samples(tasks):
+            squares = self._batched(x, y) if self.config.fisher == "batched" else self._per_sample(x, y)
+            for name, value in squares.items():
+                total[name] += value
+            count += 1 if self.config.fisher == "batched" else len(y)
+        return {name: value / count for name, value in total.items()}
+
+    def _samples(self, tasks: list[TensorTask]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the task's samples in chunks that fit: shuffled, as many as the settings ask for."""
+        n_parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        batched = self.config.fisher == "batched"
+        size = self.config.fisher_batch_size if batched else max(1, min(256, _CHUNK_VALUES // n_parameters))
+        left = self.config.fisher_samples or sum(len(task) for task in tasks)
+        for batch in ResidentLoader(tasks, size, self.chance):
+            yield batch.x[:left], batch.y[:left]
+            left -= len(batch.y)
+            if left <= 0:
+                return
+
+    def _batched(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        loss = torch.nn.functional.cross_entropy(self.model(x, self.task_label), y)
+        named = dict(self.model.named_parameters())
+        gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+        return {name: g.square() for name, g in zip(named, gradients, strict=True) if g is not None}
+
+    def _per_sample(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Sum of squared gradients of log p(label | x) over a chunk of samples (B, ...)."""
+        parameters = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        buffers = dict(self.model.named_buffers())
+
+        def weighted_log_likelihood(values: dict[str, Tensor], sample: Tensor, weight: Tensor) -> Tensor:
+            logits = functional_call(self.model, {**values, **buffers}, (sample[None], self.task_label))
+            return (weight * torch.log_softmax(logits[0], dim=0)).sum()
+
+        gradients = vmap(grad(weighted_log_likelihood), in_dims=(None, 0, 0))
+
+        def squares(label: Tensor) -> dict[str, Tensor]:
+            chosen = torch.nn.functional.one_hot(label, n_classes).to(x.dtype)
+            return {name: g.square() for name, g in gradients(parameters, x, chosen).items()}
+
+        with torch.no_grad():
+            probabilities = torch.softmax(self.model(x, self.task_label), dim=1)
+        n_classes = probabilities.shape[1]
+        if self.config.fisher == "empirical":
+            return {name: value.sum(dim=0) for name, value in squares(y).items()}
+        if self.config.fisher == "sampled":
+            drawn = torch.multinomial(probabilities.cpu(), 1, generator=self.chance).flatten().to(x.device)
+            return {name: value.sum(dim=0) for name, value in squares(drawn).items()}
+        total = {name: torch.zeros_like(value) for name, value in parameters.items()}
+        for label in range(n_classes):
+            each = squares(torch.full_like(y, label))
+            for name, value in each.items():
+                total[name] += torch.tensordot(probabilities[:, label], value, dims=1)
+        return total

@@ -1,0 +1,201 @@
+"""Avalanche's own strategies, and any written for Avalanche, as strategies of the suite.
+
+A recipe names the class by its import path; it gets the same net, budget, stream and seed as the suite's own, reads its
+data through `loading.fast_loading`, and is asked for the same numbers.
+
+What cannot be had from a class that knows nothing of it: its state cannot be saved between tasks (Avalanche's own
+checkpoints fail or restart half-trained), so an interrupted run starts again from its beginning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from avalanche.benchmarks.scenarios import DatasetExperience
+from avalanche.core import SupervisedPlugin
+from avalanche.models import DynamicModule, MultiTaskModule
+from avalanche.training.plugins import EvaluationPlugin
+from torch import Tensor, nn
+
+from clbench.footprint import Holdings, foreign_holdings
+from clbench.loading import TensorTask, fast_loading
+from clbench.nets import HeadedNet
+from clbench.specs import Scenario
+from clbench.strategies.base import Schedule, Setup, new_optimizer
+
+
+class MultiTaskNet(MultiTaskModule):
+    """A multi-head net as Avalanche expects one: told each sample's task."""
+
+    def __init__(self, net: HeadedNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def adaptation(self, experience: DatasetExperience) -> None:
+        """Give a task its head, when it is about to be trained."""
+        super().adaptation(experience)
+        if self.training:
+            self.net.observe(int(experience.task_label), list(experience.classes_in_this_experience))
+
+    def forward(self, x: Tensor, task_labels: Tensor | int | None) -> Any:
+        """Return logits (B, C); for every task seen, keyed by task, when `task_labels` is None."""
+        if task_labels is None:
+            return self.forward_all_tasks(x)
+        if isinstance(task_labels, Tensor) and bool((task_labels == task_labels[0]).all()):
+            task_labels = int(task_labels[0])
+        return self.net(x, task_labels)
+
+    def forward_single_task(self, x: Tensor, task_label: int) -> Any:
+        """Return logits (B, C) of one task's head."""
+        return self.net(x, task_label)
+
+
+class OneHeadNet(DynamicModule):
+    """A net with one head, fixed or growing, as Avalanche expects one."""
+
+    def __init__(self, net: HeadedNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def adaptation(self, experience: DatasetExperience) -> None:
+        """Give new classes their logits, when they are about to be trained."""
+        super().adaptation(experience)
+        if self.training:
+            self.net.observe(0, list(experience.classes_in_this_experience))
+
+    def forward(self, x: Tensor) -> Any:
+        """Return logits (B, C)."""
+        return self.net(x)
+
+
+class _CrossEntropy(nn.CrossEntropyLoss):
+    """Cross-entropy that lets evaluation pass over classes that have no logit yet.
+
+    Avalanche computes a loss for every evaluation batch; for a class of a later task there is none.
+    """
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if not torch.is_grad_enabled() and bool((labels >= logits.shape[1]).any()):
+            return logits.new_full((), float("nan"))
+        return super().forward(logits, labels)
+
+
+class _Budget(SupervisedPlugin):
+    """Holds a foreign strategy to the recipe's budget: fresh optimiser, iterations, clipping, schedule."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__()
+        self.setup = setup
+        self.steps = 0
+        self.samples = 0
+        self.schedule: Schedule | None = None
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self.steps = 0
+        if self.setup.train.reset_optimizer:
+            strategy.optimizer.state.clear()
+        for group in strategy.optimizer.param_groups:
+            group["lr"] = self.setup.train.lr
+        self.schedule = Schedule(self.setup.train, strategy.optimizer)
+
+    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+        if self.setup.train.grad_clip is not None:
+            nn.utils.clip_grad_norm_(strategy.model.parameters(), self.setup.train.grad_clip)
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        self.steps += 1
+        self.samples += len(strategy.mb_y)
+        if self.steps == self.setup.train.iterations:
+            strategy.stop_training()
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        if not bool(torch.isfinite(strategy.loss)):
+            raise FloatingPointError(f"the training loss is {float(strategy.loss)} (lr {self.setup.train.lr})")
+        assert self.schedule is not None
+
+        def no_loss() -> float:
+            raise NotImplementedError(
+                "a plateau schedule needs a validation loss, which a strategy outside the suite does not give"
+            )
+
+        if not self.schedule.step(no_loss):
+            strategy.stop_training()
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        if self.setup.train.reset_optimizer:
+            strategy.optimizer.state.clear()
+
+
+class _RightAnswers(SupervisedPlugin):
+    """Counts right answers in Avalanche's evaluation loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.right, self.count = 0, 0
+
+    def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        self.right += int((strategy.mb_output.argmax(dim=1) == strategy.mb_y).sum())
+        self.count += len(strategy.mb_y)
+
+
+class Foreign:
+    """One Avalanche strategy, with the face the runner knows.
+
+    Args:
+        cls: the strategy's class.
+        settings: its own arguments, checked already.
+        setup: net, budget, device and seed.
+        scenario: whether samples come with their task.
+    """
+
+    def __init__(self, cls: type, settings: Mapping[str, Any], setup: Setup, scenario: Scenario) -> None:
+        self.setup = setup
+        self.phase: Callable[[str], AbstractContextManager[None]] = lambda name: contextlib.nullcontext()
+        headed = setup.new_net().to(setup.device)
+        net = MultiTaskNet(headed) if scenario == "task" else OneHeadNet(headed)
+        self._headed = headed
+        self._budget = _Budget(setup)
+        self._answers = _RightAnswers()
+        self.strategy = cls(
+            model=net,
+            optimizer=new_optimizer(setup.train, net.parameters()),
+            criterion=_CrossEntropy(),
+            train_mb_size=setup.train.batch_size,
+            # An iteration budget ends training by itself, over as many passes as it takes.
+            train_epochs=setup.train.epochs if setup.train.epochs is not None else setup.train.iterations,
+            eval_mb_size=setup.train.eval_batch_size,
+            device=setup.device,
+            evaluator=EvaluationPlugin(loggers=[]),
+            plugins=[self._budget, self._answers],
+            **settings,
+        )
+
+    @property
+    def model(self) -> nn.Module:
+        """The net the strategy trains, without Avalanche's wrapper."""
+        return self._headed
+
+    @property
+    def samples_trained(self) -> int:
+        """Samples that went through a training step, replayed ones included where they share its batch."""
+        return self._budget.samples
+
+    def train_task(self, experience: DatasetExperience) -> None:
+        """Learn one task."""
+        with fast_loading():
+            self.strategy.train(experience, eval_streams=[])
+
+    def accuracy(self, experience: DatasetExperience) -> float:
+        """Return the share of an experience's samples answered rightly, by the strategy's own evaluation."""
+        self._answers.right, self._answers.count = 0, 0
+        with fast_loading():
+            self.strategy.eval(experience)
+        return self._answers.right / self._answers.count
+
+    def holdings(self) -> Holdings:
+        """Return what a walk over the strategy and its plugins finds."""
+        return foreign_holdings(self.strategy, skip=lambda item: isinstance(item, TensorTask))
