@@ -19,6 +19,7 @@ import errno
 import json
 import os
 import re
+import secrets
 import shutil
 import sys
 import tempfile
@@ -331,7 +332,7 @@ def _read(folder: Path) -> DataSet:
         found = _dataset(folder.name, arrays, class_names, mean, std, str(meta["fingerprint"]))
     except (KeyError, TypeError, ValueError) as error:
         raise _Unreadable(f"{_META}: {type(error).__name__} {error}") from None
-    if _meta(folder) != meta:
+    if _meta(folder) != meta:  # else the arrays may come from two packings
         raise _Unreadable("it was exchanged while being read")
     return found
 
@@ -409,6 +410,7 @@ def _install(stage: Path, target: Path, raw: Raw, origin: str) -> DataSet:
         "format": FORMAT,
         "name": target.name,
         "origin": origin,
+        "pack": secrets.token_hex(8),  # tells this packing from an earlier one of the same content
         "fingerprint": fingerprint(raw.arrays),
         "class_names": raw.class_names,
         "mean": mean,
@@ -418,10 +420,10 @@ def _install(stage: Path, target: Path, raw: Raw, origin: str) -> DataSet:
     (packed / _META).write_text(json.dumps(meta, indent=1) + "\n")
     found = _read(packed)  # its files stay mapped wherever they move
     for attempt in range(10):
-        if target.exists():
-            if not target.is_dir() or any(path.name not in _OURS for path in target.iterdir()):
-                raise UserError(f"{target}: holds files that are not clbench's; move it away, or set CLBENCH_DATA")
-            with suppress(FileNotFoundError):  # without a lock another writer may be as far as this
+        with suppress(FileNotFoundError):  # nothing there; or, without a lock, another writer is as far as this
+            if target.exists():
+                if not target.is_dir() or any(path.name not in _OURS for path in target.iterdir()):
+                    raise UserError(f"{target}: holds files that are not clbench's; move it away, or set CLBENCH_DATA")
                 target.rename(stage / f"old{attempt}")
         try:
             packed.rename(target)

@@ -147,18 +147,19 @@ def foreign_holdings(strategy: Any, *, skip: Callable[[object], bool] = is_scaff
         strategy: has `model` and `optimizer`, and may have `plugins`.
         skip: objects not to be looked into.
     """
+    plugins = list(getattr(strategy, "plugins", ()))
+    peers = {id(peer) for peer in (strategy, *plugins)}
 
     def stop(obj: object) -> bool:
-        return obj is strategy or skip(obj) or is_data(obj)
+        return id(obj) in peers or skip(obj) or is_data(obj)
 
     auxiliary: dict[str, object] = {}
     replay: list[Tensor] = []
     buffers: list[object] = []
     rows = labels = 0
     optimizers = [strategy.optimizer]
-    own = [*strategy.model.parameters(), *strategy.model.buffers()]
-    own_bytes = unique_bytes(own)
-    for owner, name, value in _attributes(strategy):
+    known = [*strategy.model.parameters(), *strategy.model.buffers()]
+    for owner, name, value in _attributes(strategy, [plugin for plugin in plugins if not skip(plugin)]):
         if isinstance(value, Optimizer):
             optimizers.append(value)
             continue
@@ -171,8 +172,9 @@ def foreign_holdings(strategy: Any, *, skip: Callable[[object], bool] = is_scaff
             labels += _count_integers(value)
             # Inputs, targets and task labels stand side by side in attributes of their own.
             rows = max(rows, sum(len(tensor) for tensor in found if tensor.ndim))
-        elif unique_bytes([*own, *found]) > own_bytes:
+        elif unique_bytes([*known, *found]) > unique_bytes(known):  # not only another way to what is named already
             auxiliary[_free_name(f"{owner}.{name}", auxiliary)] = found
+            known.extend(found)
     samples, sample_bytes, beside = _stored(buffers)
     return Holdings(
         model=strategy.model,
@@ -187,15 +189,14 @@ def foreign_holdings(strategy: Any, *, skip: Callable[[object], bool] = is_scaff
     )
 
 
-def _attributes(strategy: Any) -> Iterator[tuple[str, str, object]]:
+def _attributes(strategy: Any, plugins: Iterable[Any]) -> Iterator[tuple[str, str, object]]:
     """Yield the class of the owner, name and value of each attribute that may hold state."""
     for name, value in vars(strategy).items():
         if not _PASSING.fullmatch(name):
             yield type(strategy).__name__, name, value
-    for plugin in getattr(strategy, "plugins", ()):
-        if not is_scaffolding(plugin):
-            for name, value in vars(plugin).items():
-                yield type(plugin).__name__, name, value
+    for plugin in plugins:
+        for name, value in vars(plugin).items():
+            yield type(plugin).__name__, name, value
 
 
 def _free_name(name: str, taken: Mapping[str, object]) -> str:

@@ -15,9 +15,10 @@ Letters: N samples, B batch, C channels, H x W pixels.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,96 +27,21 @@ from avalanche.benchmarks.utils import data_loader as avalanche_loader
 from avalanche.benchmarks.utils.data import AvalancheDataset
 from avalanche.benchmarks.utils.data_attribute import DataAttribute
 from avalanche.benchmarks.utils.flat_data import ConstantSequence, FlatData
+from avalanche.benchmarks.utils.transform_groups import EmptyTransformGroups
+from avalanche.benchmarks.utils.transforms import MultiParamCompose, TupleTransform
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, default_collate
 from torch.utils.data._utils.collate import default_collate_fn_map
 
+from clbench.views import CropFlip, PixelMap, View
+
+__all__ = [
+    "Batch", "CropFlip", "PixelMap", "ResidentLoader", "TensorTask", "View", "fast_loading", "task_index", "tasks_in",
+]
+
 Indices = NDArray[np.int64]
-
-
-# ------------------------------------------------------------------------------------------------------ images to input
-
-
-@dataclass(frozen=True, eq=False)
-class PixelMap:
-    """Which stored pixel each input pixel shows: padding, permutation and rotation alike, and their compositions."""
-
-    source: Tensor
-    """(H' * W',) int64 in [0, H * W]; H * W, one past the last stored pixel, shows a zero."""
-    shape: tuple[int, int]
-    """(H', W') of the input."""
-    shows_zeros: bool
-    """Whether any entry reaches outside the stored image."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, C, H', W')."""
-        batch, channels = x.shape[:2]
-        flat = x.reshape(batch, channels, -1)
-        if self.shows_zeros:
-            flat = torch.cat([flat, flat.new_zeros(batch, channels, 1)], dim=2)
-        return flat.index_select(2, self.source).view(batch, channels, *self.shape)
-
-    def to(self, device: torch.device) -> PixelMap:
-        """Return the map with its index on `device`."""
-        return PixelMap(self.source.to(device), self.shape, self.shows_zeros)
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """How stored uint8 images become a network's float input: pixel map, pixels / 255, then (x - mean) / std."""
-
-    pixels: PixelMap | None
-    mean: Tensor | None
-    """(1, C, 1, 1) on pixels in [0, 1]; None leaves them in [0, 1]."""
-    std: Tensor | None
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Turn (B, C, H, W) uint8 into (B, C, H', W') float32."""
-        x = images.to(torch.float32)
-        if self.pixels is not None:
-            x = self.pixels(x)
-        return self.normalise(x)
-
-    def seen(self, images: Tensor) -> Tensor:
-        """Turn (B, C, H, W) uint8 into (B, C, H', W') uint8: what a learner that keeps samples has to keep."""
-        return images if self.pixels is None else self.pixels(images)
-
-    def normalise(self, x: Tensor) -> Tensor:
-        """Turn pixels in [0, 255], float32, into the network's input, in place."""
-        x = x.div_(255)
-        if self.mean is not None and self.std is not None:
-            x = x.sub_(self.mean).div_(self.std)
-        return x
-
-
-class CropFlip:
-    """Random crop after zero padding by `padding` pixels, then a random horizontal flip, per sample.
-
-    Works on normalised input, so a padded pixel has the data set's mean. Protocols that crop before they normalise pad
-    with black instead.
-    """
-
-    def __init__(self, padding: int = 4) -> None:
-        self.padding = padding
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Augment one sample (C, H, W)."""
-        return self.batch(x[None])[0]
-
-    def batch(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Augment (B, C, H, W), every sample on its own; random numbers from `generator`, on the CPU."""
-        batch, channels, height, width = x.shape
-        pad = self.padding
-        offsets = torch.randint(0, 2 * pad + 1, (2, batch), generator=generator)
-        flip = torch.rand(batch, generator=generator) < 0.5
-        rows = offsets[0][:, None] + torch.arange(height)
-        columns = torch.arange(width).expand(batch, width)
-        columns = torch.where(flip[:, None], width - 1 - columns, columns) + offsets[1][:, None]
-        padded = torch.nn.functional.pad(x, (pad, pad, pad, pad))
-        sample = torch.arange(batch, device=x.device)[:, None, None, None]
-        channel = torch.arange(channels, device=x.device)[None, :, None, None]
-        return padded[sample, channel, rows.to(x.device)[:, None, :, None], columns.to(x.device)[:, None, None, :]]
+Value = TypeVar("Value")
 
 
 # ------------------------------------------------------------------------------------------------------------ the data
@@ -238,22 +164,25 @@ class ResidentLoader:
 def tasks_in(dataset: AvalancheDataset[Any]) -> list[TensorTask]:
     """Return the tensor tasks an Avalanche data set is made of, each cut to the samples the data set holds.
 
+    They are augmented as the data set would augment its samples: not at all after `dataset.eval()`.
+
     Raises:
         TypeError: the data set holds something else than `TensorTask` samples.
     """
     resolved = _resolve(dataset._flat_data)
-    if resolved is None:
+    augments = None if resolved is None else resolved.transforms.get(_mode(dataset))
+    if resolved is None or augments is None or len(augments) > 1:
         raise TypeError("this data set is not made of resident tensors: it has leaves or transforms of another kind")
+    augment = augments[0] if augments else None
     tasks = []
     for number, leaf in enumerate(resolved.leaves):
         mine = resolved.row[resolved.leaf == number]
-        if len(mine) == len(leaf) and (mine == np.arange(len(leaf))).all():
+        whole = len(mine) == len(leaf) and bool((mine == np.arange(len(leaf))).all())
+        if whole and leaf.augment == augment:
             tasks.append(leaf)
         elif len(mine):
             index = torch.from_numpy(mine).to(leaf.rows.device)
-            tasks.append(
-                TensorTask(leaf.images, leaf.rows[index], leaf.labels[index], leaf.task, leaf.view, leaf.augment)
-            )
+            tasks.append(TensorTask(leaf.images, leaf.rows[index], leaf.labels[index], leaf.task, leaf.view, augment))
     return tasks
 
 
@@ -285,37 +214,40 @@ class _Resolved:
     leaves: tuple[TensorTask, ...]
     leaf: Indices
     row: Indices
-    transforms: tuple[Any, ...]
-    """Groups of batched transforms on the way, innermost first."""
+    transforms: Mapping[str, tuple[CropFlip, ...]]
+    """What the samples go through, by transform group, in order."""
 
 
-_KEPT = "_clbench_resolved"
+class _Remembered(Generic[Value]):
+    """What a function returned for an object, for as long as the object lives.
 
-
-def _resolve(node: Any) -> _Resolved | None:
-    """Walk Avalanche's tree of concatenations and subsets once; None where anything in it is not ours.
-
-    The result is kept on the node under its identity: Avalanche never changes a node in place, but copies them.
+    By identity, because Avalanche's data sets cannot be hashed; they are never changed in place but copied, and a copy
+    is another object. Nothing is left on the objects themselves.
     """
-    kept = node.__dict__.get(_KEPT)
-    if kept is not None and kept[0] == id(node):
-        resolved: _Resolved | None = kept[1]
-        return resolved
-    resolved = _walk(node)
-    node.__dict__[_KEPT] = (id(node), resolved)
-    return resolved
+
+    def __init__(self, function: Callable[[Any], Value]) -> None:
+        self._function = function
+        self._kept: dict[int, tuple[weakref.ref[Any], Value]] = {}
+
+    def __call__(self, item: Any) -> Value:
+        number = id(item)
+        kept = self._kept.get(number)
+        if kept is not None and kept[0]() is item:
+            return kept[1]
+        value = self._function(item)
+        self._kept[number] = weakref.ref(item, lambda _: self._kept.pop(number, None)), value
+        return value
 
 
 def _walk(node: Any) -> _Resolved | None:
-    own = [group for name in ("_frozen_transform_groups", "_transform_groups") if (group := getattr(node, name, None))]
-    if any(not _is_batched(group) for group in own):
-        return None
+    """Walk Avalanche's tree of concatenations and subsets; None where anything in it is not ours."""
     leaves: dict[int, TensorTask] = {}
     leaf_parts, row_parts = [], []
-    inner: tuple[Any, ...] | None = None
+    inner: Mapping[str, tuple[CropFlip, ...]] | None = None
     for child in node._datasets:
         if isinstance(child, TensorTask):
-            found = _Resolved((child,), np.zeros(len(child), np.int64), np.arange(len(child)), ())
+            nothing: dict[str, tuple[CropFlip, ...]] = {"train": (), "eval": ()}
+            found = _Resolved((child,), np.zeros(len(child), np.int64), np.arange(len(child)), nothing)
         elif isinstance(child, FlatData):
             below = _resolve(child)
             if below is None:
@@ -323,10 +255,8 @@ def _walk(node: Any) -> _Resolved | None:
             found = below
         else:
             return None
-        if inner is not None and [id(group) for group in inner] != [id(group) for group in found.transforms]:
-            same = [_functions(group) for group in inner] == [_functions(group) for group in found.transforms]
-            if not same:
-                return None
+        if inner is not None and inner != found.transforms:
+            return None
         inner = found.transforms
         numbers = []
         for task in found.leaves:
@@ -334,28 +264,49 @@ def _walk(node: Any) -> _Resolved | None:
             numbers.append(list(leaves).index(id(task)))
         leaf_parts.append(np.asarray(numbers, np.int64)[found.leaf])
         row_parts.append(found.row)
-    if not leaf_parts:
+    if inner is None:
         return None
+    transforms = {}
+    for mode, before in inner.items():
+        own = _transforms(node, mode)
+        if not all(isinstance(item, CropFlip) for item in own):
+            return None
+        transforms[mode] = (*before, *own)
     leaf, row = np.concatenate(leaf_parts), np.concatenate(row_parts)
     if node._indices is not None:
         index = _as_indices(node._indices)
         leaf, row = leaf[index], row[index]
-    filled = tuple(group for group in own if any(_functions(group)))
-    return _Resolved(tuple(leaves.values()), leaf, row, (*(inner or ()), *filled))
+    return _Resolved(tuple(leaves.values()), leaf, row, transforms)
 
 
-def _functions(group: Any) -> tuple[tuple[Any, ...], ...]:
-    """Return the image transforms of a transform group, for training and for evaluation."""
+_resolve: _Remembered[_Resolved | None] = _Remembered(_walk)
+
+
+def _mode(dataset: AvalancheDataset[Any]) -> str:
+    """Return the transform group in use: the outermost node's decides for the whole tree."""
+    return str(dataset._flat_data._transform_groups.current_group)
+
+
+def _transforms(node: Any, mode: str) -> list[Any]:
+    """Return a node's own transforms in a group, frozen ones first."""
     found = []
-    for name in ("train", "eval"):
-        transform = group.transform_groups[name]
-        inner = () if transform is None else tuple(getattr(transform, "transforms", (transform,)))
-        found.append(tuple(item for item in inner if item is not None))
-    return tuple(found)
+    for name in ("_frozen_transform_groups", "_transform_groups"):
+        group = getattr(node, name, EmptyTransformGroups())
+        # Asking an empty group for a key would add it.
+        known = mode in group.transform_groups or not isinstance(group, EmptyTransformGroups)
+        found += _flat(group.transform_groups[mode]) if known else []
+    return found
 
 
-def _is_batched(group: Any) -> bool:
-    return all(isinstance(item, CropFlip) for functions in _functions(group) for item in functions)
+def _flat(transform: Any) -> list[Any]:
+    """Return the transforms of the image inside Avalanche's wrappers; a wrapper that does more is returned itself."""
+    if transform is None:
+        return []
+    if isinstance(transform, MultiParamCompose):
+        return [item for part in transform.transforms for item in _flat(part)]
+    if isinstance(transform, TupleTransform) and all(item is None for item in transform.transforms[1:]):
+        return _flat(transform.transforms[0])
+    return [transform]
 
 
 def _as_indices(indices: Any) -> Indices:
@@ -365,29 +316,39 @@ def _as_indices(indices: Any) -> Indices:
     return np.asarray(indices, dtype=np.int64)
 
 
+def _whole_numbers(data: Any) -> Tensor | None:
+    """Return all values of an attribute's data, (N,) int64; None where they are not all whole numbers."""
+    if isinstance(data, ConstantSequence):
+        return torch.full((len(data),), data[0]) if len(data) and type(data[0]) is int else None
+    if isinstance(data, FlatData):
+        parts = [part for child in data._datasets if (part := _whole_numbers(child)) is not None]
+        if not parts or len(parts) < len(data._datasets):
+            return None
+        values = torch.cat(parts)
+        return values if data._indices is None else values[torch.from_numpy(_as_indices(data._indices))]
+    items = list(data)
+    return torch.tensor(items) if items and all(type(item) is int for item in items) else None
+
+
+_numbers: _Remembered[Tensor | None] = _Remembered(_whole_numbers)
+
+
 def _attribute(attribute: DataAttribute[Any], index: Indices) -> Tensor:
     """Return a data attribute's values for a batch, as `default_collate` would."""
-    data = attribute.data
-    if isinstance(data, ConstantSequence):
-        return torch.full((len(index),), data[0])
-    kept = attribute.__dict__.get(_KEPT)
-    if kept is None:
-        numbers = [data[position] for position in range(len(data))] if isinstance(data[0], (int, np.integer)) else None
-        kept = (torch.tensor(numbers) if numbers is not None else None,)
-        attribute.__dict__[_KEPT] = kept
-    if kept[0] is None:
-        values: Tensor = default_collate([data[int(position)] for position in index])
-        return values
-    values = kept[0][torch.from_numpy(index)]
+    numbers = _numbers(attribute.data)
+    if numbers is not None:
+        return numbers[torch.from_numpy(index)]
+    values: Tensor = default_collate([attribute.data[int(position)] for position in index])
     return values
 
 
 def _batch_of(dataset: Any, index: Indices) -> list[Tensor] | None:
     """Return the collated batch of an Avalanche data set's samples, or None where it is not made of tensor tasks."""
-    if not isinstance(dataset, AvalancheDataset):
+    if not isinstance(dataset, AvalancheDataset) or dataset.collate_fn is not default_collate:
         return None
     resolved = _resolve(dataset._flat_data)
-    if resolved is None:
+    transforms = None if resolved is None else resolved.transforms.get(_mode(dataset))
+    if resolved is None or transforms is None:
         return None
     leaf, row = resolved.leaf[index], resolved.row[index]
     numbers = np.unique(leaf)
@@ -398,10 +359,8 @@ def _batch_of(dataset: Any, index: Indices) -> list[Tensor] | None:
         grouped = np.argsort(leaf, kind="stable")
         back = torch.from_numpy(np.argsort(grouped, kind="stable")).to(parts[0][1].device)
         x, y = (torch.cat(column).index_select(0, back) for column in zip(*parts, strict=True))
-    mode = dataset._flat_data._transform_groups.current_group
-    for group in resolved.transforms:
-        for transform in _functions(group)[0 if mode == "train" else 1]:
-            x = transform.batch(x)
+    for transform in transforms:
+        x = transform.batch(x)
     extra = [_attribute(item, index) for item in dataset._data_attributes.values() if item.use_in_getitem]
     return [x, y, *extra]
 
@@ -453,7 +412,8 @@ _depth = 0
 def fast_loading() -> Iterator[None]:
     """Give Avalanche's loaders whole batches of `TensorTask` rows while the context is open; may be nested.
 
-    Data sets that are not made of tensor tasks load as they always did.
+    Data sets that are not made of tensor tasks load as they always did, and so do those with a collate function of
+    their own. A loader that collates otherwise than its data set says cannot be served.
     """
     global _depth
     if _depth == 0:
@@ -475,7 +435,7 @@ def _install() -> None:
     _original["has_ffcv_support"] = avalanche_loader.has_ffcv_support
     AvalancheDataset.__getitems__ = _getitems
     avalanche_loader.ConcatDataset = _FastConcat
-    avalanche_loader.has_ffcv_support = _no_ffcv(_original["has_ffcv_support"])
+    avalanche_loader.has_ffcv_support = _no_ffcv(avalanche_loader.has_ffcv_support)
     default_collate_fn_map[_Rows] = _collate_rows
 
 

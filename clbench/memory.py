@@ -253,9 +253,9 @@ class _ProfilerSource(_NoSource):
 
     def start(self, seconds: float | None) -> None:
         self._profile = None
-        if seconds is None or seconds > PROFILED_SECONDS:
+        # A profiler of the user's own would be cancelled by a second one.
+        if seconds is None or seconds > PROFILED_SECONDS or torch.autograd.profiler._is_profiler_enabled:
             return
-        # A user's own profiler may be at work: then this stretch stays unmeasured.
         with contextlib.suppress(RuntimeError):
             profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
             profile.start()

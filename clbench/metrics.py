@@ -362,7 +362,7 @@ _ALL = (
         "fwt.diaz_rodriguez2018", "FWT (upper)", fwt_diaz_rodriguez, True,
         "FWT = mean over i < j of a[i,j]", _DIAZ,
     ),
-)  # fmt: skip
+)
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 

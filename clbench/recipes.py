@@ -6,6 +6,7 @@ is reported at once, one line each: file, key, what is wrong, the nearest right 
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from clbench.errors import UserError, nearest, unknown
 from clbench.specs import (
@@ -64,18 +66,14 @@ def find(kind: Kind, name: str) -> Path:
 def load_task(name: str) -> TaskSpec:
     """Read a task recipe by shipped name or path. Raises UserError with one line per mistake."""
     path = find("task", name)
-    raw = _read(path)
-    raw["name"] = path.stem
-    return _validate(TaskSpec, raw, path)
+    return _validate(TaskSpec, _read(path), path, {"name": path.stem})
 
 
 def load_baseline(name: str) -> BaselineSpec:
     """Read a baseline recipe by shipped name or path, with everything it extends. Raises UserError."""
     path = find("baseline", name)
     raw = _extended(path, ())
-    raw["name"] = path.stem
-    raw["folder"] = str(path.resolve().parent)
-    return _validate(BaselineSpec, raw, path)
+    return _validate(BaselineSpec, raw, path, {"name": path.stem, "folder": str(path.resolve().parent)})
 
 
 def _extended(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -88,9 +86,14 @@ def _extended(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(parent, str):
         return raw
     beside = path.parent / f"{parent}.toml"
-    base = _extended(beside if beside.is_file() else find("baseline", parent), (*seen, path))
+    try:
+        file = beside if beside.is_file() else find("baseline", parent)
+    except UserError as error:
+        raise UserError(*(f"{path}: 'extends': {line}" for line in error.lines)) from None
+    base = _extended(file, (*seen, path))
     # A published number belongs to the method that earned it, never to a variant.
-    for on in base.get("on", {}).values():
+    ons = base.get("on")
+    for on in ons.values() if isinstance(ons, dict) else ():
         if isinstance(on, dict):
             on.pop("published", None)
     return _merge(base, raw)
@@ -161,18 +164,23 @@ def resolve(task: TaskSpec, baseline: BaselineSpec, overrides: Mapping[str, Any]
     overrides = dict(overrides or {})
     on = baseline.on.get(task.name)
     settings = {**baseline.settings, **(on.settings if on else {})}
-    changes: dict[str, dict[str, Any]] = {"train": dict(on.train) if on else {}, "model": dict(on.model) if on else {}}
+    by_hand: dict[str, dict[str, Any]] = {"train": {}, "model": {}}
     for key, value in overrides.items():
         section, dot, rest = key.partition(".")
-        if dot and section in changes:
-            changes[section][rest] = value
+        if dot and section in by_hand:
+            by_hand[section][rest] = value
         elif dot:
             raise UserError(f"--set {key}: only train.<key>, model.<key> or a setting of the strategy can be set")
         else:
             settings[key] = value
-    where = Path(f"baselines/{baseline.name}.toml: [on.{task.name}]")
-    train = _changed(TypeAdapter(TrainSpec), task.train, changes["train"], where, "train")
-    model = _changed(TypeAdapter(ModelSpec), task.model, changes["model"], where, "model")
+    train, model = task.train, task.model
+    where = Path(baseline.folder or FOLDERS["baseline"], f"{baseline.name}.toml")
+    for origin, changes, prefix in (
+        (str(where), {"train": on.train, "model": on.model} if on else {}, ("on", task.name)),
+        ("--set", by_hand, ()),
+    ):
+        train = _changed(TrainSpec, train, changes.get("train", {}), origin, (*prefix, "train"))
+        model = _changed(ModelSpec, model, changes.get("model", {}), origin, (*prefix, "model"))
     departures = {
         f"{section}.{key}": value
         for section, spec, base in (("train", train, task.train), ("model", model, task.model))
@@ -194,7 +202,8 @@ def resolve(task: TaskSpec, baseline: BaselineSpec, overrides: Mapping[str, Any]
     )
 
 
-def _changed(adapter: TypeAdapter[_S], base: _S, changes: dict[str, Any], path: Path, section: str) -> _S:
+def _changed(annotation: Any, base: _S, changes: Mapping[str, Any], origin: str, section: tuple[str, ...]) -> _S:
+    """Return `base` with some keys changed, validated anew."""
     if not changes:
         return base
     raw = base.model_dump(mode="json")
@@ -204,53 +213,102 @@ def _changed(adapter: TypeAdapter[_S], base: _S, changes: dict[str, Any], path: 
         raw.pop("iterations", None)
     if "iterations" in changes:
         raw.pop("epochs", None)
+    adapter: TypeAdapter[_S] = TypeAdapter(annotation)
     try:
-        return adapter.validate_python({**raw, **changes})
+        return adapter.validate_json(_as_json({**raw, **changes}), strict=True)
     except ValidationError as error:
-        raise UserError(*_lines(error, type(base), path, (section,))) from None
+        raise UserError(*_lines(error, annotation, origin, section)) from None
 
 
 # -------------------------------------------------------------------------------------------------------------- errors
 
 
-def _validate(model: type[_M], raw: dict[str, Any], path: Path) -> _M:
+def _as_json(raw: Mapping[str, Any]) -> str:
+    """Return JSON text: there pydantic can be strict about types and still take a list for a tuple."""
+    return json.dumps(raw, default=str)
+
+
+def _validate(model: type[_M], raw: dict[str, Any], path: Path, given: Mapping[str, str]) -> _M:
+    """Return the recipe; `given` are the fields that come from the file's place and no file may set."""
+    known = _field_names(model)
+    lines = [f"{path}: unknown key '{key}'. Known here: {', '.join(sorted(known))}" for key in given if key in raw]
     try:
-        return model.model_validate(raw)
+        spec = model.model_validate_json(_as_json({**raw, **given}), strict=True)
     except ValidationError as error:
-        raise UserError(*_lines(error, model, path, ())) from None
+        lines += _lines(error, model, str(path), ())
+    if lines:
+        raise UserError(*lines)
+    return spec
 
 
-def _lines(error: ValidationError, model: type[BaseModel], path: Path, prefix: tuple[str, ...]) -> list[str]:
-    """Return one line per mistake pydantic found: file, key, what is wrong, nearest right key."""
+def _lines(error: ValidationError, model: Any, origin: str, prefix: tuple[str, ...]) -> list[str]:
+    """Return one line per mistake pydantic found: file, key, what is wrong, nearest right answer."""
     lines = []
-    for item in error.errors():
-        location = [*prefix, *(part for part in item["loc"])]
-        keys = [str(part) for part in _without_tags(location, model, len(prefix))]
-        where = ".".join(keys) or "(top)"
-        if item["type"] == "extra_forbidden":
+    for item, key in _mistakes(error, model):
+        where = ".".join((*prefix, *key)) or "(top)"
+        kind, context = item["type"], item.get("ctx", {})
+        if kind == "extra_forbidden":
             fields = _fields_at(model, item["loc"][:-1])
             known = ", ".join(sorted(fields))
-            lines.append(f"{path}: unknown key '{where}'.{nearest(keys[-1], fields)} Known here: {known}")
-        elif item["type"] == "missing":
-            lines.append(f"{path}: '{where}' is missing")
+            lines.append(f"{origin}: unknown key '{where}'.{nearest(key[-1], fields)} Known here: {known}")
+        elif kind == "missing":
+            lines.append(f"{origin}: '{where}' is missing")
+        elif kind == "union_tag_not_found":
+            kinds = ", ".join(repr(tag) for tag in _tags(_at(model, item["loc"])))
+            lines.append(f"{origin}: '{where}.kind' is missing; it is one of {kinds}")
+        elif kind == "union_tag_invalid":
+            guess = nearest(str(context["tag"]), _tags(_at(model, item["loc"])))
+            lines.append(f"{origin}: '{where}.kind': {context['tag']!r} is none of {context['expected_tags']}.{guess}")
+        elif kind in _NO_TABLE:
+            lines.append(f"{origin}: '{where}': should be a table (got {item['input']!r})")
         else:
-            message = item["msg"].removeprefix("Value error, ")
+            message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
             message = message[0].lower() + message[1:]
             shown = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
-            lines.append(f"{path}: '{where}': {message}{shown}")
+            guess = ""
+            if kind == "literal_error" and isinstance(item["input"], str):
+                guess = nearest(item["input"], context["expected"].replace("'", "").replace(" or ", ", ").split(", "))
+            lines.append(f"{origin}: '{where}': {message}{shown}{'.' if guess else ''}{guess}")
     return lines
 
 
-def _without_tags(location: list[Any], model: type[BaseModel], skip: int) -> list[Any]:
+_NO_TABLE = {"dict_type", "model_type", "model_attributes_type"}
+
+
+def _mistakes(error: ValidationError, model: Any) -> list[tuple[ErrorDetails, tuple[str, ...]]]:
+    """Return what pydantic found, each with its key; of two findings that are one mistake, only the telling one."""
+    found = [(item, tuple(str(part) for part in _without_tags(list(item["loc"]), model))) for item in error.errors()]
+    # A misspelt key is also a missing one.
+    meant = set()
+    for item, key in found:
+        if item["type"] == "extra_forbidden":
+            guess = nearest(key[-1], _fields_at(model, item["loc"][:-1]))
+            meant |= {(*key[:-1], name) for name in _fields_at(model, item["loc"][:-1]) if f"'{name}'" in guess}
+    # A value that fits no member of a union is reported by each member: keep the one of its own type.
+    words = {key for item, key in found if item["type"] == "literal_error" and isinstance(item["input"], str)}
+    kept = []
+    for item, key in found:
+        inside = any(other[: len(key)] == key and it is not item for it, other in found)
+        if item["type"] == "missing" and key in meant:
+            continue
+        if key in words and item["type"] in _NO_TABLE | {"list_type"}:
+            continue
+        if item["type"] == "literal_error" and not isinstance(item["input"], str) and inside:
+            continue
+        kept.append((item, key))
+    return kept
+
+
+def _without_tags(location: list[Any], model: Any) -> list[Any]:
     """Drop the tags of discriminated unions and of union members, which pydantic puts into a location."""
-    kept: list[Any] = list(location[:skip])
+    kept: list[Any] = []
     current: Any = model
-    for part in location[skip:]:
+    for part in location:
         member = _member(current, part)
         if member is not None:
             current = member
             continue
-        if kept and isinstance(part, str) and not _has_field(current, part) and _is_tag(part):
+        if isinstance(part, str) and not _has_field(current, part) and _is_tag(part):
             continue
         kept.append(part)
         current = _step(current, part)
@@ -301,12 +359,22 @@ def _step(current: Any, part: Any) -> Any:
     return current
 
 
-def _fields_at(model: type[BaseModel], location: Iterable[Any]) -> set[str]:
-    current: Any = model
+def _at(model: Any, location: Iterable[Any]) -> Any:
+    """Return the annotation at a location."""
+    current = model
     for part in location:
         current = _member(current, part) or _step(current, part)
-    found = _models(current)
-    return set().union(*(_field_names(item) for item in found)) if found else set()
+    return current
+
+
+def _fields_at(model: Any, location: Iterable[Any]) -> set[str]:
+    return {name for item in _models(_at(model, location)) for name in _field_names(item)}
+
+
+def _tags(annotation: Any) -> list[str]:
+    """Return the kinds a discriminated union takes."""
+    kinds = [item.model_fields["kind"] for item in _models(annotation) if "kind" in item.model_fields]
+    return [str(tag) for kind in kinds for tag in get_args(kind.annotation)]
 
 
 __all__ = [

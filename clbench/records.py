@@ -192,6 +192,16 @@ class RunRecord(_Part):
         return path
 
 
+def _umask() -> int:
+    """Return the process's umask; reading it means setting it, so it is read once, at import."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _umask()
+
+
 def record_path(runs: Path, task: str, label: str, seed: int, device: str) -> Path:
     """Return `runs/<task>/<label>/seed<k>-<device>.json`."""
     return runs / task / label / f"seed{seed}-{device}.json"
@@ -206,6 +216,8 @@ def write_atomic(path: Path, text: str | bytes) -> None:
             file.write(text.encode() if isinstance(text, str) else text)
             file.flush()
             os.fsync(file.fileno())
+        # A temporary file is private; a result is as readable as any other file of its owner.
+        os.chmod(temporary, 0o666 & ~_UMASK)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -96,7 +96,7 @@ def run(
     resolved_settings(experiment)
     stream = make_stream(task_spec.stream, seed, where, data_root)
     with _reproducible(seed, threads), _stoppable():
-        books = _Books(experiment, seed, where, threads, stream)
+        books = _Books(experiment, seed, where, threads, stream.fingerprints)
         path = checkpoint_path(out, experiment, seed, where) if out is not None else None
         try:
             _learn(books, stream, path, progress)
@@ -163,7 +163,7 @@ class _Books:
     seed: int
     device: torch.device
     threads: int
-    stream: Stream
+    fingerprints: dict[str, str]
     status: Literal["done", "failed", "interrupted"] = "interrupted"
     acc: list[list[float]] = field(default_factory=list)
     acc_init: list[float] = field(default_factory=list)
@@ -194,7 +194,7 @@ class _Books:
                 hash=task.hash,
                 title=task.title,
                 scenario=task.stream.scenario,
-                n_tasks=self.stream.n_tasks,
+                n_tasks=task.stream.n_tasks,
                 train=task.train.model_dump(mode="json"),
             ),
             baseline=BaselineInfo(
@@ -211,7 +211,7 @@ class _Books:
             seed=self.seed,
             code=code_version(),
             environment=environment(self.device, self.threads),
-            data=self.stream.fingerprints,
+            data=self.fingerprints,
             acc=self.acc,
             acc_init=self.acc_init,
             single_task_parameters=self.single_task_parameters,
@@ -226,6 +226,12 @@ class _Books:
                 train_samples_per_second=self.samples / trained if trained > 0 and self.samples else None,
             ),
         )
+
+
+def failed_record(experiment: Experiment, seed: int, device: str, threads: int, error: str) -> RunRecord:
+    """Return the record of a run whose process died before it could write one."""
+    books = _Books(experiment, seed, torch.device(device), threads, {}, status="failed", error=error)
+    return books.record()
 
 
 def _without_paths(trace: str) -> str:
@@ -251,8 +257,8 @@ def _identity(books: _Books) -> dict[str, Any]:
         "task": books.experiment.task.hash,
         "baseline": books.experiment.hash,
         "seed": books.seed,
-        "data": books.stream.fingerprints,
-        "torch": torch.__version__,
+        "data": books.fingerprints,
+        "torch": str(torch.__version__),  # a plain string, as a checkpoint holds nothing else
         "threads": books.threads,
     }
 
@@ -382,7 +388,7 @@ def environment(device: torch.device, threads: int) -> Environment:
         device_name=torch.cuda.get_device_name(device) if cuda else _processor(),
         threads=threads,
         python=platform.python_version(),
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         cuda=torch.version.cuda if cuda else None,
         avalanche=importlib.metadata.version("avalanche-lib"),
         platform=f"{platform.system()} {platform.machine()}",

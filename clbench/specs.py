@@ -20,7 +20,7 @@ Scenario = Literal["task", "domain", "class"]
 class Spec(BaseModel):
     """Base of everything a recipe says: unknown keys are errors, values never change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 # ------------------------------------------------------------------------------------------------------------ streams
@@ -62,7 +62,7 @@ class PermutedStream(_Stream):
     """Task 1 keeps its pixels in place."""
     permutations: Literal["seeded", "sequential", "gpm"] = "seeded"
     """seeded: one generator a task. sequential: T calls of one legacy NumPy generator, as DEN's and HNET's code does.
-    gpm: sklearn.utils.shuffle with seeds r * 100 + i over shuffled task numbers r, as GPM's, WSN's and HAT's code does."""
+    gpm: sklearn.utils.shuffle with seeds r * 100 + i over shuffled task numbers r, as GPM's, WSN's and HAT's code."""
     permutation_seed: int | None = Field(None, ge=0)
     """Pins the permutations for every run seed; None draws them from the run's seed."""
 
@@ -324,6 +324,8 @@ class BaselineSpec(Spec):
     """Groups the tables: bounds, regularisation, replay, expansion, sharing, hypernetwork, ..."""
     paper: str
     note: str = ""
+    scenarios: list[Scenario] = ["task", "domain", "class"]
+    """Where the method works; for classes that cannot say so themselves."""
     extends: str | None = None
     """A baseline whose every key this one takes over unless it sets it."""
     settings: dict[str, Any] = Field(default_factory=dict)

@@ -38,9 +38,10 @@ from torch import Tensor
 from clbench import data
 from clbench.data import DataSet
 from clbench.errors import UserError
-from clbench.loading import CropFlip, PixelMap, TensorTask, View
+from clbench.loading import TensorTask
 from clbench.seeds import derive, derive32
 from clbench.specs import PermutedStream, Pixels, RotatedStream, SplitPart, SplitStream
+from clbench.views import CropFlip, PixelMap, View
 
 Grid = NDArray[np.int64]
 
@@ -111,11 +112,13 @@ def make_stream(
         for name, source in {task.source.name: task.source for task in tasks}.items()
     }
     built: dict[str, list[TensorTask]] = {"train": [], "validation": [], "test": []}
+    outputs = []
     first_label = 0
     for index, task in enumerate(tasks):
         view = _view(task, spec, device)
-        numbering, n_labels = _numbering(task, first_label if spec.scenario == "class" else 0)
-        first_label += n_labels
+        numbering, labels = _numbering(task, first_label if spec.scenario == "class" else 0)
+        first_label += len(labels)
+        outputs.append(labels)
         label = index if spec.scenario == "task" else 0
         chosen = _choose(task, spec, seed, index)
         for part, rows in chosen.items():
@@ -130,7 +133,6 @@ def make_stream(
                     CropFlip() if spec.augment == "crop_flip" and part == "train" else None,
                 )
             )
-    outputs = [sorted(set(task.targets)) for task in built["train"]]
     return Stream(
         train=built["train"],
         validation=built["validation"],
@@ -161,7 +163,7 @@ def permutations(spec: PermutedStream, seed: int, n_pixels: int) -> list[Grid]:
     disk, so its later runs reuse those permutations in another order. Here every seed gets its own.
     """
     if spec.permutations == "gpm":
-        pinned = seed if spec.permutation_seed is None else spec.permutation_seed
+        pinned = _legacy(seed if spec.permutation_seed is None else spec.permutation_seed)
         shuffled = sklearn_shuffle(np.arange(spec.n_tasks), random_state=pinned)
         orders = [
             sklearn_shuffle(np.arange(n_pixels), random_state=int(number) * 100 + index)
@@ -169,7 +171,7 @@ def permutations(spec: PermutedStream, seed: int, n_pixels: int) -> list[Grid]:
         ]
     elif spec.permutations == "sequential":
         # Papers pin this one; their code draws from NumPy's legacy global generator, so we draw from the same.
-        pinned = derive32(seed, "permutations") if spec.permutation_seed is None else spec.permutation_seed
+        pinned = derive32(seed, "permutations") if spec.permutation_seed is None else _legacy(spec.permutation_seed)
         # Bit-compatibility with published streams needs the legacy generator.
         generator = np.random.RandomState(pinned)
         skipped = 1 if spec.identity_first else 0
@@ -185,6 +187,12 @@ def permutations(spec: PermutedStream, seed: int, n_pixels: int) -> list[Grid]:
     if spec.identity_first:
         orders[0] = np.arange(n_pixels)
     return [np.asarray(order, dtype=np.int64) for order in orders]
+
+
+def _legacy(seed: int) -> int:
+    if seed >= 2**32:
+        raise UserError(f"seed {seed}: NumPy's legacy generator, which this stream's papers use, takes less than 2**32")
+    return seed
 
 
 def angles(spec: RotatedStream, seed: int) -> list[float]:
@@ -308,13 +316,14 @@ def _normalisation(source: DataSet, how: str | Pixels) -> tuple[Sequence[float] 
     return (None, None) if how == "unit" else (source.mean, source.std)
 
 
-def _numbering(task: _Task, first: int) -> tuple[Tensor, int]:
-    """Return a table from the data set's class to the scenario's label, and how many labels the task has."""
+def _numbering(task: _Task, first: int) -> tuple[Tensor, list[int]]:
+    """Return a table from the data set's class to the scenario's label, and the task's labels."""
     n_classes = len(task.source.class_names)
     classes = list(range(n_classes)) if task.classes is None else task.classes
     table = torch.full((n_classes,), -1, dtype=torch.int64)
-    table[torch.tensor(classes)] = torch.arange(first, first + len(classes))
-    return table, len(classes)
+    labels = list(range(first, first + len(classes)))
+    table[torch.tensor(classes)] = torch.tensor(labels)
+    return table, labels
 
 
 def _choose(
@@ -335,6 +344,8 @@ def _choose(
     chosen = {}
     n_validation = int(len(train) * spec.validation)
     if spec.validation:
+        if n_validation == 0:
+            raise UserError(f"stream.validation: {spec.validation} of the {len(train)} samples of task {index} is none")
         if spec.validation_from == "first":
             aside = torch.arange(n_validation)
         else:
@@ -358,6 +369,8 @@ def _benchmark(built: dict[str, list[TensorTask]]) -> CLScenario:
             for name in ("classes_in_this_experience", "previous_classes", "classes_seen_so_far", "future_classes"):
                 setattr(experience, name, sorted(getattr(experience, name)))
             experience.task_index = index
+    for experience, validation in zip(scenario.train_stream, built["validation"], strict=False):
+        experience.validation = validation
     return scenario
 
 

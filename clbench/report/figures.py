@@ -24,17 +24,18 @@ STATISTICS = ("mean", "low", "high", "n")
 
 
 def plots(block: Block, looks: Mapping[str, Look]) -> list[Plot]:
-    """Return every figure of a block, in the order of the report."""
-    return [
+    """Return every figure of a block that has something to show, in the order of the report."""
+    drawn = (
         accuracy_of_seen_tasks(block, looks),
         accuracy_per_task(block, looks),
         accuracy_matrices(block),
         forgetting_bars(block, looks),
         parameters_over_tasks(block, looks),
         accuracy_against(block, looks, MEASURES["parameters"], "parameters stored"),
-        accuracy_against(block, looks, MEASURES["keep_learning_bytes"], "kept to go on learning"),
+        accuracy_against(block, looks, MEASURES["keep_learning_bytes"], "memory kept to go on learning"),
         peak_memory(block),
-    ]
+    )
+    return [plot for plot in drawn if plot.rows]
 
 
 def _cells(value: Estimate) -> tuple[str, ...]:
@@ -96,13 +97,13 @@ def accuracy_per_task(block: Block, looks: Mapping[str, Look]) -> Plot:
         figure, axes, finish = sheet(
             PAGE if columns > 2 else COLUMN, 0.95, rows=rows, columns=columns, legend=list(matrices), top=0.22,
             gap=(0.12, 0.24), share=True,
-        )  # fmt: skip
+        )
         for axis, j in zip(axes, shown, strict=False):
             for label, matrix in matrices.items():
                 y = [100 * matrix[i][j].mean for i in range(j, n_tasks)]
                 axis.plot(range(j + 1, n_tasks + 1), y, **{**looks[label].curve, "markersize": 2.2, "linewidth": 0.9})
             axis.set_title(f"task {j + 1}", pad=2)
-            task_ticks(axis, n_tasks)
+            task_ticks(axis, n_tasks, most=7)
             axis.yaxis.set_major_locator(MaxNLocator(4))
         for axis in axes[len(shown) :]:
             axis.set_visible(False)
@@ -190,12 +191,11 @@ def forgetting_bars(block: Block, looks: Mapping[str, Look]) -> Plot:
     bars = {label: value for label, value in found.items() if value is not None}
 
     def draw() -> Figure:
-        figure, (axis,), _ = sheet(COLUMN, 0.2 + 0.19 * len(bars), left=0.25 + 0.056 * max(map(len, bars), default=4))
+        figure, (axis,), _ = sheet(COLUMN, 0.2 + 0.19 * len(bars), left=0.25 + 0.056 * max(map(len, bars)))
         for place, (label, value) in enumerate(bars.items()):
             error = None if value.half is None else 100 * value.half
-            whisker = {"elinewidth": 0.8}
-            fill = {"color": looks[label].colour, "alpha": 0.75}
-            axis.barh(place, 100 * value.mean, 0.7, xerr=error, capsize=2, error_kw=whisker, **fill)
+            colour, whisker = looks[label].colour, {"elinewidth": 0.8}
+            axis.barh(place, 100 * value.mean, 0.7, color=colour, alpha=0.75, xerr=error, capsize=2, error_kw=whisker)
         axis.set_yticks(range(len(bars)), list(bars))
         axis.set_ylim(len(bars) - 0.4, -0.6)
         axis.grid(axis="y", visible=False)

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, MultipleLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator, NullFormatter, NullLocator
 
 from clbench.report.measures import MEASURES, Measure, amount, exact, peak_of
 from clbench.report.select import Block
@@ -23,8 +23,10 @@ def parameters_over_tasks(block: Block, looks: Mapping[str, Look]) -> Plot:
     """Return the weights stored after each task, a line a baseline, mean over seeds."""
     curves: dict[str, list[Estimate]] = {}
     for group in block.groups:
-        columns = zip(*([print_.parameters for print_ in run.footprints] for run in group.runs), strict=True)
-        curves[group.label] = [point for column in columns if (point := estimate(column)) is not None]
+        columns = zip(*([kept.parameters for kept in run.footprints] for run in group.runs), strict=False)
+        curve = [point for column in columns if (point := estimate(column)) is not None]
+        if curve:
+            curves[group.label] = curve
 
     def draw() -> Figure:
         figure, (axis,), finish = sheet(COLUMN, 2.0, legend=list(curves), left=0.55)
@@ -78,7 +80,7 @@ def accuracy_against(block: Block, looks: Mapping[str, Look], cost: Measure, wor
     front = pareto({label: (points[label][0].mean, points[label][1].mean) for label in learners})
 
     def draw() -> Figure:
-        figure, (axis,), finish = sheet(COLUMN, 2.1, legend=list(points))
+        figure, (axis,), finish = sheet(COLUMN, 2.1, legend=list(points), right=0.2)
         log = wide_range([x.mean for x, _ in points.values()], factor=4)
         if log:
             axis.set_xscale("log")
@@ -150,13 +152,15 @@ def peak_memory(block: Block) -> Plot:
     bars: dict[str, dict[str, Estimate]] = {}
     for group in block.groups:
         found = {phase: estimate(peak_of(run, phase) for run in group.runs) for phase in PHASES}
-        bars[group.label] = {phase: value for phase, value in found.items() if value is not None}
+        measured = {phase: value for phase, value in found.items() if value is not None}
+        if measured:
+            bars[group.label] = measured
     used = [phase for phase in PHASES if any(phase in values for values in bars.values())]
 
     def draw() -> Figure:
         left = 0.25 + 0.056 * max(map(len, bars))
         height = 0.1 + (0.075 * len(used) + 0.06) * len(bars)
-        figure, (axis,), finish = sheet(COLUMN, height, legend=used, left=left)
+        figure, (axis,), finish = sheet(COLUMN, height, legend=used, left=left, right=0.2)
         thick = 0.85 / max(1, len(used))
         for place, values in enumerate(bars.values()):
             for i, phase in enumerate(used):
@@ -168,8 +172,7 @@ def peak_memory(block: Block) -> Plot:
         axis.grid(axis="y", visible=False)
         _amounts(axis.xaxis, MEASURES["peak_train_bytes"])
         axis.set_xlabel(f"peak memory, {block.device}")
-        if used:
-            finish([Patch(color=PHASES[phase], label=phase) for phase in used])
+        finish([Patch(color=PHASES[phase], label=phase) for phase in used])
         return figure
 
     rows = [
@@ -199,6 +202,8 @@ def _amounts(axis: Axis, measure: Measure) -> None:
         axis.set_minor_locator(NullLocator())
     elif binary:
         axis.set_major_locator(MultipleLocator(_binary_step(high - low)))
+    else:
+        axis.set_major_locator(MaxNLocator(5))
 
 
 def _binary_step(span: float) -> float:

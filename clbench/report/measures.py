@@ -93,7 +93,7 @@ _COSTS = (
         lambda record: peak_of(record, "train"),
     ),
     _cost("seconds", "Time", "seconds", "Time = wall clock of the whole run", lambda run: run.timing.total_seconds),
-)  # fmt: skip
+)
 
 MEASURES: dict[str, Measure] = {
     **{name: _metric(metric) for name, metric in METRICS.items()},

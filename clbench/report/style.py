@@ -57,7 +57,7 @@ _BOUNDS = {
     "independent": ("#555555", "D", "-."),
     "frozen": ("#b3b3b3", "v", ":"),
 }
-_DARK_PINK, _DARK_YELLOW = "#e377c2", "#a08c00"
+_INDIGO, _OLIVE = "#332288", "#a08c00"
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 
 
@@ -82,8 +82,8 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
     Overridden variants (`<name>@<hash>`) come after the plain names, so that trying one out moves no other colour.
     """
     palette = [mpl.colors.to_hex(colour) for colour in seaborn.color_palette("colorblind", 10)]
-    # The grey is kept for the bounds; pink and yellow, pale on white, come last and darker.
-    order = [*palette[:6], palette[9], _DARK_PINK, _DARK_YELLOW]
+    # The grey is kept for the bounds; pink and yellow, pale on white, are replaced by darker colours.
+    order = [*palette[:6], palette[9], _INDIGO, _OLIVE]
     rest = sorted((label for label in set(labels) if label not in _BOUNDS), key=lambda label: ("@" in label, label))
     found = {label: Look(*_BOUNDS[label]) for label in labels if label in _BOUNDS}
     for i, label in enumerate(rest):
@@ -176,9 +176,12 @@ def sheet(
 def _legend_columns(labels: Sequence[str], width: float) -> int:
     if not labels:
         return 1
-    # About 0.056 in a letter at this size, and 0.45 in for the line, its gap and the space between columns.
-    entry = 0.45 + 0.056 * max(len(label) for label in labels)
-    return max(1, min(len(labels), int((width - 0.1) / entry)))
+
+    def taken(across: int) -> float:
+        # About 0.056 in a letter at this size, and 0.45 in for the line, its gap and the space between columns.
+        return sum(0.45 + 0.056 * max(map(len, labels[column::across])) for column in range(across))
+
+    return max((across for across in range(1, len(labels) + 1) if taken(across) <= width - 0.1), default=1)
 
 
 def handle(label: str, look: Look) -> Line2D:
@@ -186,9 +189,9 @@ def handle(label: str, look: Look) -> Line2D:
     return Line2D([], [], label=label, **look.curve)
 
 
-def task_ticks(axis: Axes, n_tasks: int) -> None:
-    """Put at most about ten whole-numbered ticks, counted from 1, on the x axis of tasks."""
-    step = max(1, math.ceil(n_tasks / 10))
+def task_ticks(axis: Axes, n_tasks: int, most: int = 10) -> None:
+    """Put at most `most` whole-numbered ticks, counted from 1, on the x axis of tasks."""
+    step = max(1, math.ceil(n_tasks / most))
     axis.set_xticks(range(1, n_tasks + 1, step))
     axis.set_xlim(0.7, n_tasks + 0.3)
 

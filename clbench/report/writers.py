@@ -109,6 +109,7 @@ def to_latex(table: TextTable) -> str:
         r"  \setlength{\tabcolsep}{3.5pt}",
         f"  \\caption{{{tex(' '.join(table.caption))}}}",
         f"  \\label{{tab:{table.label}}}",
+        r"  \smallskip",
         f"  \\begin{{tabular}}{{@{{}}{'l' * table.left}{'r' * (columns - table.left)}@{{}}}}",
         r"    \toprule",
         "    " + _tex_row(table.header),

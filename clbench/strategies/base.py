@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 import torch
 from avalanche.benchmarks.scenarios import DatasetExperience
+from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
@@ -69,11 +70,12 @@ class Strategy(SupervisedTemplate):
         super().__init__(
             model=net,
             optimizer=new_optimizer(setup.train, net.parameters()),
+            criterion=CrossEntropy(),
             train_mb_size=setup.train.batch_size,
             train_epochs=setup.train.epochs or 1,
             eval_mb_size=setup.train.eval_batch_size,
             device=setup.device,
-            evaluator=EvaluationPlugin(loggers=[]),
+            evaluator=no_metrics(),
         )
         self.optimizer: torch.optim.Optimizer
         self.setup = setup
@@ -172,6 +174,7 @@ class Strategy(SupervisedTemplate):
             self.check_finite()
             if not schedule.step(lambda: self.validation_loss(tasks)):
                 break
+        check_weights(self.model, budget)
 
     def train_step(self, batch: Batch) -> None:
         """One optimiser step on one batch of the current task."""
@@ -189,23 +192,21 @@ class Strategy(SupervisedTemplate):
         self.samples_trained += len(batch.y)
 
     def check_finite(self) -> None:
-        """Raise FloatingPointError when training has diverged: a NaN accuracy would only look like a bad one."""
+        """Raise FloatingPointError when training has diverged: a NaN accuracy would only look like a bad one.
+
+        Asked once an epoch, because each time waits for the device; NaN weights never recover, so the last loss tells.
+        """
         if not bool(torch.isfinite(self.loss)):
             raise FloatingPointError(f"the training loss is {self.loss.item()} (lr {self.setup.train.lr})")
 
-    @torch.no_grad()
-    def validation_loss(self, tasks: Sequence[TensorTask]) -> float:
-        """Mean cross-entropy on the samples set aside for the task in training; on `tasks` when there are none."""
+    def validation_data(self) -> list[TensorTask]:
+        """Return the samples set aside for what is in training; none where the recipe sets none aside."""
         held_out = getattr(self.experience, "validation", None)
-        was_training = self.model.training
-        self.model.eval()
-        total, count = 0.0, 0
-        for batch in ResidentLoader([held_out] if held_out is not None else tasks, self.setup.train.eval_batch_size):
-            logits = self.model(batch.x, batch.t)
-            total += float(nn.functional.cross_entropy(logits, batch.y, reduction="sum"))
-            count += len(batch.y)
-        self.model.train(was_training)
-        return total / count
+        return [] if held_out is None else [held_out]
+
+    def validation_loss(self, tasks: Sequence[TensorTask]) -> float:
+        """Mean cross-entropy on the samples set aside; on `tasks`, the training samples, when there are none."""
+        return mean_loss(self.model, self.validation_data() or tasks, self.setup.train.eval_batch_size)
 
     # ----------------------------------------------------------------------------------------------------------- answer
 
@@ -240,9 +241,10 @@ class Strategy(SupervisedTemplate):
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on learning bit for bit: plain values and tensors, for `torch.save`."""
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        net = _packed_net(self.model)
         return {
-            "model": dict(self.model.state_dict()),
-            "frozen": [name for name, parameter in self.model.named_parameters() if not parameter.requires_grad],
+            "model": net[_NET],
+            "frozen": net["frozen"],
             "optimizer": self.optimizer.state_dict(),
             "optimized": [names[id(parameter)] for parameter in self.optimizer.param_groups[0]["params"]],
             "stores": {name: _pack(getattr(self, name)) for name in self.stores},
@@ -257,11 +259,8 @@ class Strategy(SupervisedTemplate):
             state: from `state_dict`.
             past: the experiences trained on so far; only methods that keep whole data sets look at them.
         """
-        self.model.load_state_dict(state["model"])
-        frozen = set(state["frozen"])
+        _load_net(self.model, {_NET: state["model"], "frozen": state["frozen"], "training": True})
         parameters = dict(self.model.named_parameters())
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(name not in frozen)
         self.optimizer = new_optimizer(self.setup.train, [parameters[name] for name in state["optimized"]])
         self.optimizer.load_state_dict(state["optimizer"])
         for name in self.stores:
@@ -289,6 +288,7 @@ class Strategy(SupervisedTemplate):
 
     def forward(self) -> Tensor:
         """Answer Avalanche's evaluation loop."""
+        self.oracle = task_index(self.experience)
         return self.answer(self.mb_x, self.mb_task_id)
 
 
@@ -304,6 +304,44 @@ def new_optimizer(train: TrainSpec, parameters: Iterable[nn.Parameter]) -> torch
         )
     kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True)
+
+
+@torch.no_grad()
+def mean_loss(net: nn.Module, tasks: Sequence[TensorTask], batch_size: int) -> float:
+    """Return the mean cross-entropy of a net on all samples of `tasks`, in evaluation mode."""
+    was_training = {module: module.training for module in net.modules()}
+    net.eval()
+    total, count = 0.0, 0
+    for batch in ResidentLoader(tasks, batch_size):
+        total += float(nn.functional.cross_entropy(net(batch.x, batch.t), batch.y, reduction="sum"))
+        count += len(batch.y)
+    for module, training in was_training.items():
+        module.training = training
+    return total / count
+
+
+def check_weights(net: nn.Module, train: TrainSpec) -> None:
+    """Raise FloatingPointError when weights are not finite: what the last step did shows in no training loss."""
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in net.parameters()):
+        raise FloatingPointError(f"training left weights that are not finite (lr {train.lr})")
+
+
+class CrossEntropy(nn.CrossEntropyLoss):
+    """Cross-entropy that lets evaluation pass over classes that have no logit yet.
+
+    Avalanche's loop computes a loss for every evaluation batch; for a class of a later task there is none.
+    """
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean over the batch, a 0-dim tensor; NaN in evaluation where a label has no logit."""
+        if not torch.is_grad_enabled() and bool((labels >= logits.shape[1]).any()):
+            return logits.new_full((), float("nan"))
+        return super().forward(logits, labels)
+
+
+def no_metrics() -> EvaluationPlugin:
+    """Return an evaluator that measures and logs nothing; without any logger Avalanche would warn."""
+    return EvaluationPlugin(loggers=[BaseLogger()])
 
 
 class Schedule:
@@ -342,10 +380,22 @@ class Schedule:
 _NET = "__net__"
 
 
+def _packed_net(net: nn.Module) -> dict[str, Any]:
+    frozen = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
+    return {_NET: dict(net.state_dict()), "frozen": frozen, "training": net.training}
+
+
+def _load_net(net: nn.Module, packed: Mapping[str, Any]) -> None:
+    net.load_state_dict(packed[_NET])
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name not in packed["frozen"])
+    net.train(packed["training"])
+
+
 def _pack(value: Any) -> Any:
     """Turn stored state into what `torch.load(weights_only=True)` reads back."""
     if isinstance(value, nn.Module):
-        return {_NET: dict(value.state_dict())}
+        return _packed_net(value)
     if hasattr(value, "state_dict"):
         return value.state_dict()
     if isinstance(value, Mapping):
@@ -359,7 +409,7 @@ def _unpack(value: Any, setup: Setup) -> Any:
     if isinstance(value, Mapping):
         if _NET in value:
             net = setup.new_net().to(setup.device)
-            net.load_state_dict(value[_NET])
+            _load_net(net, value)
             return net
         return {key: _unpack(item, setup) for key, item in value.items()}
     if isinstance(value, list):

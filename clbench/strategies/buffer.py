@@ -17,7 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from clbench.loading import Batch, CropFlip, TensorTask, View
+from clbench.loading import Batch, TensorTask
+from clbench.views import CropFlip, View
 
 Policy = Literal["reservoir", "ring", "class_balanced"]
 

@@ -51,10 +51,11 @@ def check(experiment: Experiment) -> None:
     cls = find_class(experiment.baseline)
     _settings(cls, experiment)
     scenario = experiment.task.stream.scenario
-    if issubclass(cls, Strategy) and scenario not in cls.scenarios:
+    works_in = set(experiment.baseline.scenarios) & (cls.scenarios if issubclass(cls, Strategy) else {scenario})
+    if scenario not in works_in:
         raise UserError(
             f"baseline '{experiment.baseline.name}' is not defined in the {scenario}-incremental scenario of task "
-            f"'{experiment.task.name}'; it is in: {', '.join(sorted(cls.scenarios))}"
+            f"'{experiment.task.name}'; it is in: {', '.join(sorted(works_in))}"
         )
 
 

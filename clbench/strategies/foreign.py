@@ -18,14 +18,13 @@ import torch
 from avalanche.benchmarks.scenarios import DatasetExperience
 from avalanche.core import SupervisedPlugin
 from avalanche.models import DynamicModule, MultiTaskModule
-from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 
-from clbench.footprint import Holdings, foreign_holdings
-from clbench.loading import TensorTask, fast_loading
+from clbench.footprint import Holdings, foreign_holdings, is_scaffolding
+from clbench.loading import TensorTask, fast_loading, tasks_in
 from clbench.nets import HeadedNet
 from clbench.specs import Scenario
-from clbench.strategies.base import Schedule, Setup, new_optimizer
+from clbench.strategies.base import CrossEntropy, Schedule, Setup, check_weights, mean_loss, new_optimizer, no_metrics
 
 
 class MultiTaskNet(MultiTaskModule):
@@ -53,6 +52,11 @@ class MultiTaskNet(MultiTaskModule):
         """Return logits (B, C) of one task's head."""
         return self.net(x, task_label)
 
+    def forward_all_tasks(self, x: Tensor) -> Any:
+        """Return the logits of every task seen, keyed by task; the trunk runs once, not once a head."""
+        features = self.net.features(x)
+        return {task: self.net.head(features, task) for task in self.known_train_tasks_labels}
+
 
 class OneHeadNet(DynamicModule):
     """A net with one head, fixed or growing, as Avalanche expects one."""
@@ -72,18 +76,6 @@ class OneHeadNet(DynamicModule):
         return self.net(x)
 
 
-class _CrossEntropy(nn.CrossEntropyLoss):
-    """Cross-entropy that lets evaluation pass over classes that have no logit yet.
-
-    Avalanche computes a loss for every evaluation batch; for a class of a later task there is none.
-    """
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() and bool((labels >= logits.shape[1]).any()):
-            return logits.new_full((), float("nan"))
-        return super().forward(logits, labels)
-
-
 class _Budget(SupervisedPlugin):
     """Holds a foreign strategy to the recipe's budget: fresh optimiser, iterations, clipping, schedule."""
 
@@ -93,6 +85,7 @@ class _Budget(SupervisedPlugin):
         self.steps = 0
         self.samples = 0
         self.schedule: Schedule | None = None
+        self.held_out: list[TensorTask] = []
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self.steps = 0
@@ -101,6 +94,8 @@ class _Budget(SupervisedPlugin):
         for group in strategy.optimizer.param_groups:
             group["lr"] = self.setup.train.lr
         self.schedule = Schedule(self.setup.train, strategy.optimizer)
+        held_out = getattr(strategy.experience, "validation", None)
+        self.held_out = tasks_in(strategy.experience.dataset.eval()) if held_out is None else [held_out]
 
     def before_update(self, strategy: Any, **kwargs: Any) -> None:
         if self.setup.train.grad_clip is not None:
@@ -116,16 +111,13 @@ class _Budget(SupervisedPlugin):
         if not bool(torch.isfinite(strategy.loss)):
             raise FloatingPointError(f"the training loss is {float(strategy.loss)} (lr {self.setup.train.lr})")
         assert self.schedule is not None
-
-        def no_loss() -> float:
-            raise NotImplementedError(
-                "a plateau schedule needs a validation loss, which a strategy outside the suite does not give"
-            )
-
-        if not self.schedule.step(no_loss):
+        batch_size = self.setup.train.eval_batch_size
+        if not self.schedule.step(lambda: mean_loss(strategy.model.net, self.held_out, batch_size)):
             strategy.stop_training()
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self.held_out = []
+        check_weights(strategy.model, self.setup.train)
         if self.setup.train.reset_optimizer:
             strategy.optimizer.state.clear()
 
@@ -163,13 +155,13 @@ class Foreign:
         self.strategy = cls(
             model=net,
             optimizer=new_optimizer(setup.train, net.parameters()),
-            criterion=_CrossEntropy(),
+            criterion=CrossEntropy(),
             train_mb_size=setup.train.batch_size,
             # An iteration budget ends training by itself, over as many passes as it takes.
             train_epochs=setup.train.epochs if setup.train.epochs is not None else setup.train.iterations,
             eval_mb_size=setup.train.eval_batch_size,
             device=setup.device,
-            evaluator=EvaluationPlugin(loggers=[]),
+            evaluator=no_metrics(),
             plugins=[self._budget, self._answers],
             **settings,
         )
@@ -198,4 +190,6 @@ class Foreign:
 
     def holdings(self) -> Holdings:
         """Return what a walk over the strategy and its plugins finds."""
-        return foreign_holdings(self.strategy, skip=lambda item: isinstance(item, TensorTask))
+        return foreign_holdings(
+            self.strategy, skip=lambda item: is_scaffolding(item) or isinstance(item, (_Budget, _RightAnswers))
+        )

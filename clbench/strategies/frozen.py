@@ -17,9 +17,11 @@ class Frozen(Strategy):
     """Freezes the trunk, its normalisation statistics included, after the first task."""
 
     def after_task(self, experience: DatasetExperience) -> None:
-        """Freeze everything below the head."""
+        """Freeze everything below the head; an optimiser that lives on forgets it."""
         for parameter in self.model.trunk.parameters():
             parameter.requires_grad_(False)
+            parameter.grad = None
+            self.optimizer.state.pop(parameter, None)
 
     def train_step(self, batch: Batch) -> None:
         """Keep a frozen trunk in evaluation mode: batch statistics and dropout are part of the features."""

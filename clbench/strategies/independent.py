@@ -25,20 +25,24 @@ class Independent(Strategy):
     """A freshly initialised net for every task; a task seen again goes on with its own."""
 
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"task", "domain"})
-    stores: ClassVar[tuple[str, ...]] = ("nets",)
+    stores: ClassVar[tuple[str, ...]] = ("nets", "current")
     answers_with: ClassVar[frozenset[str]] = frozenset({"nets"})
 
     def __init__(self, *, setup: Setup, config: Any) -> None:
         super().__init__(setup=setup, config=config)
         self.nets: dict[int, nn.Module] = {}
         """Task to net."""
+        self.current = -1
+        """Task whose net is `model`; -1 before the first."""
+        self._newborn: nn.Module | None = None
+        """What answers for a task not learned yet; made when asked, kept for one evaluation."""
 
     def begin_task(self, experience: DatasetExperience) -> None:
         """Turn to the task's own net."""
-        task = task_index(experience)
-        if task not in self.nets:
-            self.nets[task] = self.setup.new_net().to(self.device)
-        self.model = self.nets[task]
+        self.current = task_index(experience)
+        if self.current not in self.nets:
+            self.nets[self.current] = self.setup.new_net().to(self.device)
+        self.model = self.nets[self.current]
         self.optimizer = new_optimizer(self.setup.train, self.model.parameters())
         super().begin_task(experience)
 
@@ -47,10 +51,18 @@ class Independent(Strategy):
         assert self.oracle is not None
         net = self.nets.get(self.oracle)
         if net is None:
-            net = self.setup.new_net().to(self.device)
+            if self._newborn is None:
+                self._newborn = self.setup.new_net().to(self.device)
+            net = self._newborn
         net.eval()
         logits: Tensor = net(x, t)
         return logits
+
+    def accuracy(self, experience: DatasetExperience) -> float:
+        """Return the share answered rightly by the task's own net, or by one that is thrown away again."""
+        share = super().accuracy(experience)
+        self._newborn = None
+        return share
 
     def holdings(self) -> Holdings:
         """Every net belongs to one task."""
@@ -63,8 +75,7 @@ class Independent(Strategy):
         )
 
     def load_state_dict(self, state: Mapping[str, Any], past: Sequence[DatasetExperience] = ()) -> None:
-        """Take up every net; the current one is that of the last task."""
+        """Take up every net; the one last trained, whose parameters the optimiser has, is among them."""
         super().load_state_dict(state, past)
-        if past:
-            self.model = self.nets[task_index(past[-1])]
-            self.optimizer = new_optimizer(self.setup.train, self.model.parameters())
+        if self.current in self.nets:
+            self.nets[self.current] = self.model

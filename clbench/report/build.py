@@ -1,0 +1,257 @@
+"""Records to a folder of tables and figures, and the check that what is committed still says what the records say.
+
+- `out/tables/README.md`: index of what there is, what failed, what could not be read
+- `out/tables/<task>.md`, `.csv`, `.tex`
+- `out/tables/reproduction.*`: ours beside published numbers, where a recipe has any
+- `out/figures/<task>-<figure>.pdf`, `.png`, `.csv`
+- `out/report.html`: everything on one page
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clbench.errors import UserError
+from clbench.records import write_atomic
+from clbench.report import figures, published, tables
+from clbench.report.measures import Measure, chosen
+from clbench.report.page import page_html
+from clbench.report.select import Block, Selection, TaskBlocks, select
+from clbench.report.style import Plot, looks, save
+from clbench.report.writers import TextTable, grid, to_csv, to_latex, to_markdown
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a report consists of, and where its files were written."""
+
+    out: Path
+    paths: tuple[Path, ...]
+    """Every file, in the order of writing."""
+    problems: tuple[str, ...]
+    """One line for each run that failed, file that is damaged, or recipe that could not be compared."""
+    readme: str
+    """The text between the markers of a README, its links relative to `out`'s parent."""
+
+
+@dataclass(frozen=True)
+class _Report:
+    """Everything a report says, before any file is written."""
+
+    selection: Selection
+    measures: tuple[Measure, ...]
+    tables: dict[str, tuple[TextTable, ...]]
+    """Task -> its tables; "reproduction" -> the comparison, when there is one."""
+    texts: dict[str, str]
+    """File name under `tables/` -> content."""
+    plots: dict[str, tuple[Plot, ...]]
+    """Stem of a block -> its figures."""
+    problems: tuple[str, ...]
+
+
+def build(
+    runs: Path,
+    out: Path,
+    *,
+    tasks: Sequence[str] | None = None,
+    baselines: Sequence[str] | None = None,
+    metrics: Sequence[str] | None = None,
+) -> Built:
+    """Write tables, figures and the page of the records under `runs` into `out`.
+
+    Args:
+        runs: folder of records.
+        out: folder to write to; files of the same names are replaced, others left alone.
+        tasks: names of the tasks to report; None reports all.
+        baselines: labels or names of the baselines to report; None reports all.
+        metrics: names of the columns (`clbench.report.measures.MEASURES`), in order; None gives the usual ones.
+
+    Raises:
+        UserError: a name that is not known, no finished run, or a folder that cannot be written.
+    """
+    report = _compose(runs, tasks, baselines, metrics)
+    paths: list[Path] = []
+    pictures: dict[str, bytes] = {}
+    try:
+        for name, text in report.texts.items():
+            write_atomic(out / "tables" / name, text)
+            paths.append(out / "tables" / name)
+        palette = out / "figures"
+        for stem, plots in report.plots.items():
+            for plot in plots:
+                base = palette / f"{stem}-{plot.name}"
+                pdf, png = save(plot, base)
+                sidecar = palette / f"{base.name}.csv"
+                write_atomic(sidecar, to_csv(plot.header, plot.rows))
+                paths += [pdf, png, sidecar]
+                pictures[base.name] = png.read_bytes()
+        page = out / "report.html"
+        write_atomic(page, page_html(report.selection, report.tables, report.plots, pictures, report.problems))
+        paths.append(page)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from None
+    return Built(out, tuple(paths), report.problems, _readme(report, out.name))
+
+
+def check(runs: Path, out: Path, readme: Path | None = None) -> list[str]:
+    """Return one line for each file that no longer says what the records say: stale, missing or orphaned.
+
+    Tables are compared byte for byte. A figure is compared through the csv of what it draws: its pdf and png, and the
+    page, must be there, but their bytes also depend on the versions of the plotting library and its fonts. Nothing is
+    written.
+
+    Args:
+        runs: folder of records.
+        out: folder that `build` wrote from all of them, with the usual columns.
+        readme: a file with a results block, to be checked too.
+    """
+    report = _compose(runs, None, None, None)
+    texts = {f"tables/{name}": text for name, text in report.texts.items()}
+    present = {"report.html"}
+    for stem, plots in report.plots.items():
+        for plot in plots:
+            texts[f"figures/{stem}-{plot.name}.csv"] = to_csv(plot.header, plot.rows)
+            present |= {f"figures/{stem}-{plot.name}.{suffix}" for suffix in ("pdf", "png")}
+    lines = []
+    for name in sorted({*texts, *present}):
+        path = out / name
+        if not path.is_file():
+            lines.append(f"{path}: missing")
+        elif name in texts and path.read_bytes() != texts[name].encode():
+            lines.append(f"{path}: stale")
+    for folder in ("tables", "figures"):
+        for path in sorted((out / folder).glob("*")):
+            if f"{folder}/{path.name}" not in {*texts, *present} and not path.name.startswith("."):
+                lines.append(f"{path}: orphaned, no record makes it")
+    if readme is not None and _block_of(readme)[1] != _relinked(_readme(report, out.name), readme, out):
+        lines.append(f"{readme}: the results block is stale")
+    return lines
+
+
+def update_readme(readme: Path, built: Built) -> bool:
+    """Put the results between the two markers of a README; return whether the file changed. Raises UserError."""
+    before, old, after = _block_of(readme)
+    new = _relinked(built.readme, readme, built.out)
+    if new == old:
+        return False
+    write_atomic(readme, before + new + after)
+    return True
+
+
+# ------------------------------------------------------------------------------------------------------------ compose
+
+
+def _compose(
+    runs: Path, tasks: Sequence[str] | None, baselines: Sequence[str] | None, metrics: Sequence[str] | None
+) -> _Report:
+    measures = tuple(chosen(metrics))
+    selection = select(runs, tasks, baselines)
+    made: dict[str, tuple[TextTable, ...]] = {}
+    texts: dict[str, str] = {}
+    for task in selection.tasks:
+        made[task.name] = tuple(tables.tables(task, measures))
+        texts[f"{task.name}.md"] = _markdown(task, made[task.name])
+        texts[f"{task.name}.csv"] = tables.csv_text(task, measures)
+        texts[f"{task.name}.tex"] = "\n".join(to_latex(table) for table in made[task.name])
+    experiments, broken = published.shipped_experiments()
+    finished = [run for block in _blocks(selection) for run in block.runs]
+    comparisons, mismatched = published.compare(finished, experiments)
+    if comparisons:
+        table = published.table(comparisons)
+        made["reproduction"] = (table,)
+        texts["reproduction.md"] = to_markdown(table, "#")
+        texts["reproduction.csv"] = published.csv_text(comparisons)
+        texts["reproduction.tex"] = to_latex(table)
+    groups = [group.label for block in _blocks(selection) for group in block.groups]
+    found = looks([*selection.labels, *groups])
+    plots = {block.stem: tuple(figures.plots(block, found)) for block in _blocks(selection)}
+    problems = (*selection.problems, *broken, *mismatched)
+    texts["README.md"] = _index(selection, made, plots, problems)
+    return _Report(selection, measures, made, texts, plots, problems)
+
+
+def _blocks(selection: Selection) -> list[Block]:
+    return [block for task in selection.tasks for block in task.blocks]
+
+
+def _markdown(task: TaskBlocks, made: Sequence[TextTable]) -> str:
+    head = f"# {task.blocks[-1].task.title}\n\nGenerated from records by `clbench report`: edit nothing here.\n"
+    return "\n".join([head, *(to_markdown(table) for table in made)])
+
+
+def _index(
+    selection: Selection,
+    made: dict[str, tuple[TextTable, ...]],
+    plots: dict[str, tuple[Plot, ...]],
+    problems: Sequence[str],
+) -> str:
+    lines = ["# Results", "", "Generated from records by `clbench report`: edit nothing here.", ""]
+    for task in selection.tasks:
+        runs = sum(len(block.runs) for block in task.blocks)
+        count = len({group.label for block in task.blocks for group in block.groups})
+        links = ", ".join(f"[{suffix}]({task.name}.{suffix})" for suffix in ("md", "csv", "tex"))
+        lines += [f"## {task.blocks[-1].task.title}", "", f"{count} baselines, {runs} runs. Tables: {links}.", ""]
+        for block in task.blocks:
+            if len(task.blocks) > 1:
+                lines += [f"{block.title}:", ""]
+            for plot in plots[block.stem]:
+                stem = f"../figures/{block.stem}-{plot.name}"
+                lines.append(f"- [{plot.name}]({stem}.png) ([pdf]({stem}.pdf), [data]({stem}.csv)): {plot.caption}")
+            lines.append("")
+    if "reproduction" in made:
+        lines += ["## Ours beside the papers'", "", "[md](reproduction.md), [csv](reproduction.csv), "]
+        lines[-1] += "[tex](reproduction.tex)."
+        lines.append("")
+    if problems:
+        lines += ["## Not in the tables", "", *(f"- {_quoted(line)}" for line in problems), ""]
+    return "\n".join(lines)
+
+
+def _quoted(line: str) -> str:
+    """Return a line as inline code: what a user's exception says must not be read as Markdown."""
+    return "`" + line.replace("`", "'") + "`"
+
+
+# ------------------------------------------------------------------------------------------------------------- readme
+
+
+def _readme(report: _Report, folder: str) -> str:
+    """Return the results block: per task the first table and the figure of seen tasks, links under `folder`."""
+    lines = []
+    for task in report.selection.tasks:
+        lines += [f"### {task.blocks[-1].task.title}", "", grid(report.tables[task.name][0]), ""]
+        lines += [note for note in _notes(report.tables[task.name][0])]
+        for block in task.blocks:
+            first = report.plots[block.stem][0]
+            lines += [f"![{first.caption}]({folder}/figures/{block.stem}-{first.name}.png)", ""]
+        lines += [f"Definitions, costs and devices: [{task.name}]({folder}/tables/{task.name}.md).", ""]
+    return "\n".join(lines)
+
+
+def _notes(table: TextTable) -> list[str]:
+    text = to_markdown(table).split("\n\n")[2] if table.notes else ""
+    return [text, ""] if text else []
+
+
+def _relinked(text: str, readme: Path, out: Path) -> str:
+    """Return the block with its links made relative to the README's own folder."""
+    relative = Path(os.path.relpath(out.resolve(), readme.resolve().parent)).as_posix()
+    return "\n" + text.replace(f"]({out.name}/", f"]({relative}/")
+
+
+def _block_of(readme: Path) -> tuple[str, str, str]:
+    """Return what stands before, between and after the markers. Raises UserError when they are not there, once each."""
+    try:
+        text = readme.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{readme}: cannot be read ({error})") from None
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise UserError(f"{readme}: needs one line '{BEGIN}' and after it one line '{END}'")
+    before, rest = text.split(BEGIN)
+    between, after = rest.split(END)
+    return before + BEGIN, between, END + after

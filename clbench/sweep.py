@@ -1,0 +1,285 @@
+"""Many runs: tasks x baselines x seeds, in local worker processes.
+
+Every run gets a process of its own, forked from a server that has torch loaded, so that a run that is killed (out of
+memory, a crash in native code) takes nothing with it: it becomes a failed record and the sweep goes on. What is
+recorded already is skipped, what was interrupted continues from its checkpoint, what failed is tried again. Two sweeps
+may share a results folder; records are written atomically.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from clbench import data, records, runner
+from clbench.errors import UserError
+from clbench.recipes import Experiment, load_baseline, load_task, resolve
+from clbench.specs import datasets_of
+from clbench.strategies.build import check
+
+Status = Literal["done", "failed", "skipped", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to do."""
+
+    experiment: Experiment
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.experiment.task.name}/{self.experiment.label} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job."""
+
+    job: Job
+    status: Status
+    record: Path
+    error: str | None = None
+    log: Path | None = None
+
+
+def plan(
+    tasks: Iterable[str],
+    baselines: Iterable[str],
+    seeds: Iterable[int],
+    overrides: Mapping[str, Any] | None = None,
+    data_root: Path | None = None,
+) -> list[Job]:
+    """Return the runs of a sweep, seed by seed, after checking everything that can be checked before the first.
+
+    Raises:
+        UserError: every mistake in every recipe, setting, pairing and data set, one line each.
+    """
+    problems: list[str] = []
+    specs: dict[str, list[Any]] = {"task": [], "baseline": []}
+    for kind, given, loader in (("task", tasks, load_task), ("baseline", baselines, load_baseline)):
+        for name in dict.fromkeys(given):
+            with _collected(problems):
+                specs[kind].append(loader(name))
+    missing: set[str] = set()
+    experiments = []
+    for task in specs["task"]:
+        for name in datasets_of(task.stream):
+            if name not in missing:
+                with _collected(problems) as failed:
+                    data.load(name, data_root)
+                missing |= {name} if failed else set()
+        for baseline in specs["baseline"]:
+            with _collected(problems):
+                experiment = resolve(task, baseline, overrides)
+                check(experiment)
+                experiments.append(experiment)
+    if problems:
+        raise UserError(*dict.fromkeys(problems))
+    return [Job(experiment, seed) for seed in dict.fromkeys(seeds) for experiment in experiments]
+
+
+@contextlib.contextmanager
+def _collected(problems: list[str]) -> Any:
+    failed: list[bool] = []
+    try:
+        yield failed
+    except UserError as error:
+        problems.extend(error.lines)
+        failed.append(True)
+
+
+def sweep(
+    jobs: Sequence[Job],
+    out: Path,
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+    threads: int = 1,
+    data_root: Path | None = None,
+    show_progress: bool = True,
+) -> list[Outcome]:
+    """Run every job that is not recorded yet.
+
+    Args:
+        jobs: from `plan`.
+        out: results folder; records go to `out/<task>/<label>/`, with a log beside each that had something to say.
+        device: for every run.
+        workers: processes at a time; None takes as many as the cores allow on the CPU, and one on a GPU.
+        threads: CPU threads of each run.
+        data_root: the data cache; None for the user's.
+        show_progress: a progress bar on stderr.
+
+    Returns:
+        One outcome a job, in the order of `jobs`.
+
+    Raises:
+        UserError: `out` cannot be written, or `device` is not there.
+        KeyboardInterrupt: after every worker has saved what it had.
+    """
+    where = runner.choose_device(device)
+    _writable(out)
+    if workers is None:
+        workers = 1 if where.type == "cuda" else max(1, (os.cpu_count() or 1) // threads)
+    outcomes: dict[int, Outcome] = {}
+    waiting: list[int] = []
+    for number, job in enumerate(jobs):
+        path = records.record_path(out, job.experiment.task.name, job.experiment.label, job.seed, where.type)
+        if _recorded(path, job):
+            outcomes[number] = Outcome(job, "skipped", path)
+        else:
+            waiting.append(number)
+    options = {"device": str(where), "threads": threads, "data_root": data_root}
+    # Whoever waits wants to see something move: count tasks, not runs.
+    total = sum(jobs[number].experiment.task.stream.n_tasks for number in waiting)
+    with tqdm(total=total, unit="task", disable=not show_progress or not waiting, file=sys.stderr) as bar:
+        running: dict[Connection, _Worker] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    number = waiting.pop(0)
+                    worker = _start(number, jobs[number], out, options, where.type)
+                    running[worker.pipe] = worker
+                for pipe in wait(list(running), timeout=1.0):
+                    assert isinstance(pipe, Connection)
+                    worker = running[pipe]
+                    if not worker.listen(bar):
+                        del running[pipe]
+                        outcomes[worker.number] = worker.finish(out, where.type, threads)
+                        _report_failure(outcomes[worker.number], bar)
+                bar.set_postfix_str(", ".join(str(jobs[worker.number]) for worker in running.values())[:60])
+        except KeyboardInterrupt:
+            for worker in running.values():
+                worker.process.terminate()
+            for worker in running.values():
+                worker.process.join()
+            raise
+    return [outcomes[number] for number in range(len(jobs))]
+
+
+# -------------------------------------------------------------------------------------------------------------- workers
+
+
+@dataclass
+class _Worker:
+    number: int
+    job: Job
+    process: BaseProcess
+    pipe: Connection
+    log: Path
+    record: Path
+    n_tasks: int
+    tasks_done: int = 0
+    status: Status | None = None
+    error: str | None = None
+
+    def listen(self, bar: Any) -> bool:
+        """Take one message; return False when the worker has nothing more to say."""
+        try:
+            kind, *content = self.pipe.recv()
+        except (EOFError, OSError):
+            bar.update(self.n_tasks - self.tasks_done)
+            return False
+        if kind == "progress":
+            bar.update(content[0] - self.tasks_done)
+            self.tasks_done = content[0]
+        else:
+            self.status, self.error = content
+        return True
+
+    def finish(self, out: Path, device: str, threads: int) -> Outcome:
+        """Return what became of the run; write a failed record for a worker that died without a word."""
+        self.process.join()
+        self.pipe.close()
+        if self.status is None:
+            code = self.process.exitcode
+            cause = f"killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+            hint = " (out of memory?)" if code == -9 else ""
+            self.status, self.error = "failed", f"worker process {cause}{hint}"
+            runner.failed_record(self.job.experiment, self.job.seed, device, threads, self.error).save(out)
+        said = self.log.read_text(errors="replace").strip() if self.log.exists() else ""
+        if not said:
+            self.log.unlink(missing_ok=True)
+        return Outcome(self.job, self.status, self.record, self.error, self.log if said else None)
+
+
+def _start(number: int, job: Job, out: Path, options: Mapping[str, Any], device: str) -> _Worker:
+    context = multiprocessing.get_context("forkserver")
+    # Importing torch and avalanche takes seconds; the server does it once. CUDA must stay untouched there.
+    context.set_forkserver_preload(["clbench.runner"])
+    record = records.record_path(out, job.experiment.task.name, job.experiment.label, job.seed, device)
+    log = record.with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    mine, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(job, out, dict(options), log, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    return _Worker(number, job, process, mine, log, record, job.experiment.task.stream.n_tasks)
+
+
+def _work(job: Job, out: Path, options: dict[str, Any], log: Path, pipe: Connection) -> None:
+    """One run, in a process of its own: everything it prints goes to its log."""
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        record = runner.run(
+            job.experiment.task,
+            job.experiment.baseline,
+            job.seed,
+            overrides=job.experiment.overrides,
+            out=out,
+            progress=lambda done, total: pipe.send(("progress", done)),
+            **options,
+        )
+        pipe.send(("end", record.status, record.error))
+    except KeyboardInterrupt:
+        pipe.send(("end", "interrupted", None))
+    except UserError as error:
+        pipe.send(("end", "failed", "; ".join(error.lines)))
+
+
+def _report_failure(outcome: Outcome, bar: Any) -> None:
+    if outcome.status == "failed":
+        bar.write(f"failed: {outcome.job}: {outcome.error}", file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------------------------------------- the results
+
+
+def _recorded(path: Path, job: Job) -> bool:
+    """Whether this very run (same recipe, same settings) is done already."""
+    if not path.is_file():
+        return False
+    try:
+        record = records.load(path)
+    except UserError:
+        return False
+    same = record.task.hash == job.experiment.task.hash and record.baseline.hash == job.experiment.hash
+    return same and record.status == "done"
+
+
+def _writable(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror or error})") from None
+
+
+def seconds_since(start: float) -> str:
+    """Return "1 min 5 s" since a `time.monotonic()`."""
+    minutes, seconds = divmod(round(time.monotonic() - start), 60)
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

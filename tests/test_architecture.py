@@ -1,0 +1,130 @@
+"""Who may import whom: read from the code, so that the house keeps its rooms."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "clbench"
+
+PLAIN = {"errors", "seeds", "specs"}
+"""Needed by anyone, needing nothing of ours but each other."""
+
+ALLOWED: dict[str, set[str]] = {
+    "__init__": set(),
+    "errors": set(),
+    "seeds": set(),
+    "specs": set(),
+    "imports": {"errors"},
+    "recipes": PLAIN,
+    "records": {"errors"},
+    "metrics": set(),
+    "nets": {"nets"},
+    "tensors": set(),
+    "footprint": {"records", "tensors"},
+    "memory": {"records"},
+    "checkpoint": {"records"},
+    "data_content": {"errors"},
+    "data_sources": {"errors", "data_content"},
+    "data": {"errors", "data_content", "data_sources", "records"},
+    "views": set(),
+    "loading": {"views"},
+    "streams": PLAIN | {"data", "data_content", "loading", "views", "recipes"},
+    "strategies": PLAIN
+    | {"strategies.base", "strategies.buffer", "nets", "loading", "views", "footprint"},
+    "strategies.build": PLAIN | {"recipes", "imports", "strategies.base", "strategies.foreign"},
+    "runner": PLAIN
+    | {
+        "", "recipes", "records", "streams", "nets", "footprint", "memory", "checkpoint", "imports",
+        "strategies.base", "strategies.build", "strategies.foreign",
+    },
+    "sweep": PLAIN | {"runner", "recipes", "records", "data", "strategies.build"},
+    "report": PLAIN | {"report", "records", "recipes", "metrics"},
+    "scaffold": {"errors", "recipes", "records"},
+    "doctor": {"", "errors", "data", "memory", "recipes"},
+    "cli": PLAIN
+    | {"", "recipes", "records", "report", "sweep", "data", "scaffold", "doctor", "strategies.build"},
+}  # fmt: skip
+
+OUTSIDE: dict[str, set[str]] = {
+    "torch": {
+        "checkpoint", "data", "data_content", "data_sources", "doctor", "footprint", "loading", "memory", "nets",
+        "runner", "strategies", "streams", "sweep", "tensors", "views",
+    },
+    "avalanche": {"loading", "runner", "strategies", "streams", "scaffold"},
+}  # fmt: skip
+"""Third-party packages that only some rooms may import."""
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        yield ".".join(part for part in parts if part != "__init__") or "__init__", path
+
+
+def imported(path: Path) -> set[str]:
+    """Every module a file imports, at any depth of it, fully named."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path.name}: relative import"
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            is_module = {name for name in whole if _exists(name)}
+            found |= is_module | ({node.module} if whole - is_module else set())
+    return found
+
+
+def _exists(name: str) -> bool:
+    place = PACKAGE.parent.joinpath(*name.split("."))
+    return name.startswith("clbench.") and (place.with_suffix(".py").is_file() or (place / "__init__.py").is_file())
+
+
+def room(module: str) -> str:
+    """The most specific rule that covers a module."""
+    while module not in ALLOWED and "." in module:
+        module = module.rpartition(".")[0]
+    return module
+
+
+@pytest.mark.parametrize(("module", "path"), [pytest.param(*item, id=item[0]) for item in modules()])
+def test_a_module_imports_only_what_its_room_may(module: str, path: Path) -> None:
+    assert room(module) in ALLOWED, f"clbench.{module} has no rule: say here what it may import"
+    allowed = ALLOWED[room(module)]
+    ours = {name.removeprefix("clbench").removeprefix(".") for name in imported(path) if name.startswith("clbench")}
+    wrong = {name for name in ours if name not in allowed and room(name) not in allowed}
+    assert not wrong, f"clbench.{module} imports {sorted(wrong)}; its room may import {sorted(allowed)}"
+
+
+@pytest.mark.parametrize("package", sorted(OUTSIDE))
+def test_heavy_packages_stay_in_their_rooms(package: str) -> None:
+    users = {module for module, path in modules() if any(name.split(".")[0] == package for name in imported(path))}
+    rooms = {module.split(".")[0] for module in users}
+    assert rooms <= OUTSIDE[package], sorted(rooms - OUTSIDE[package])
+
+
+def test_one_strategy_never_imports_another() -> None:
+    shared = {"base", "buffer", "build", "foreign", "__init__"}
+    methods = {path.stem for path in (PACKAGE / "strategies").glob("*.py")} - shared
+    for method in methods:
+        names = imported(PACKAGE / "strategies" / f"{method}.py")
+        others = {f"clbench.strategies.{other}" for other in methods - {method}}
+        assert not names & others, method
+
+
+def test_no_file_is_longer_than_it_should_be() -> None:
+    long = {module: lines for module, path in modules() if (lines := len(path.read_text().splitlines())) > 460}
+    assert not long
+
+
+@pytest.mark.parametrize("module", ["clbench.report.build", "clbench.report.console", "clbench.records", "clbench.cli"])
+def test_reports_need_neither_torch_nor_avalanche(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({{'torch', 'avalanche', 'torchvision'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

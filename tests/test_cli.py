@@ -1,0 +1,229 @@
+"""The command, as a user types it: examples work as printed, mistakes get one line and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clbench import cli, recipes
+
+
+def call(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Run a command line; return exit code, stdout and stderr."""
+    try:
+        code = cli.main(shlex.split(line))
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands write into the current folder by default: give each test its own."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_run_then_report_then_check(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call("run --task synthetic_split --baseline finetune er --seeds 2 --quiet", capsys)
+    assert code == 0, err
+    assert "finetune" in out
+    assert "4 runs done, 0 recorded before, 0 failed" in out
+    assert "0 runs done, 4 recorded before" in call(
+        "run --task synthetic_split --baseline finetune er --seeds 2 --quiet", capsys
+    )[1]
+    assert call("report", capsys)[0] == 0
+    assert Path("results/report.html").is_file()
+    assert Path("results/tables/synthetic_split.md").is_file()
+    assert call("report --check", capsys)[0] == 0
+    Path("results/tables/synthetic_split.md").write_text("stale")
+    code, out, _ = call("report --check", capsys)
+    assert code == 1
+    assert "synthetic_split.md: stale" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("run --task digits_splt --baseline ewc", "Did you mean 'digits_split'?"),
+        ("run --task digits_split --baseline ewk", "Did you mean 'ewc'?"),
+        ("run --task digits_split --baseline ewc --set lamb=3", "Did you mean 'lam'?"),
+        ("run --task digits_split --baseline ewc --set lam=strong", "lam"),
+        ("run --task digits_split --baseline ewc --set lam=-1", "greater than or equal to 0"),
+        ("run --task digits_split --baseline ewc --set lam", "must be key=value"),
+        ("run --task digits_split --baseline ewc --set train.lrr=1", "Did you mean 'lr'?"),
+        ("run --task digits_split --baseline ewc --set stream.pad=1", "only train.<key>"),
+        ("run --task digits_split --baseline ewc --seeds none", "--seeds none"),
+        ("run --task digits_split --baseline ewc --seeds 0", "--seeds 0"),
+        ("run --task digits_split --baseline ewc --jobs 0", "above 0"),
+        ("run --task digits_split --baseline ewc --device tpu", "must be auto, cpu"),
+        ("run --task digits_split_class --baseline independent", "not defined in the class-incremental"),
+        ("run --task digits_split", "--baseline"),
+        ("run --task ./nothing.toml --baseline ewc", "no such task recipe file"),
+        ("rum", "invalid choice"),
+        ("show digitsplit", "Did you mean 'digits_split'?"),
+        ("check nothing.toml", "no such baseline recipe file"),
+        ("reproduce", "clbench list published"),
+        ("reproduce split_mnist_tusk/finetune", "Did you mean 'split_mnist_task/finetune'?"),
+        ("report", "results/runs"),
+        ("new strategy 1st", "must be a Python name"),
+        ("new strategy ewc", "a shipped baseline has that name"),
+        ("new strategy mine --from lwf", "Avalanche's"),
+        ("data prepare mnits", "Did you mean 'mnist'?"),
+        ("data import mnist nothing.npz", "nothing.npz"),
+    ],
+)
+def test_a_mistake_gets_a_clear_line_and_writes_nothing(
+    line: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = call(line, capsys)
+    assert code == 2
+    assert says in err
+    assert "Traceback" not in err
+    assert all(text.startswith("clbench:") for text in err.splitlines())
+    assert not list(Path().iterdir())
+
+
+def test_an_unknown_metric_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    call("run --task synthetic_split --baseline finetune --seeds 1 --quiet", capsys)
+    code, _, err = call("report --metric averge_accuracy", capsys)
+    assert code == 2
+    assert "Did you mean 'average_accuracy'?" in err
+
+
+def test_a_recipe_with_three_mistakes_lists_all_three(capsys: pytest.CaptureFixture[str]) -> None:
+    text = recipes.find("task", "digits_split").read_text()
+    bad = text.replace("epochs =", "epoch =").replace('scenario = "task"', 'scenario = "tusk"').replace("lr =", "rl =")
+    Path("bad.toml").write_text(bad)
+    code, _, err = call("check bad.toml", capsys)
+    assert code == 2
+    for word in ("epoch", "tusk", "rl"):
+        assert word in err
+
+
+def test_damaged_records_are_named_and_the_rest_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    call("run --task synthetic_split --baseline finetune --seeds 2 --quiet", capsys)
+    Path("results/runs/synthetic_split/finetune/seed1-cpu.json").write_text("{")
+    code, _, err = call("report", capsys)
+    assert code == 0
+    assert "seed1-cpu.json: damaged record" in err
+    assert "finetune" in Path("results/tables/synthetic_split.md").read_text()
+
+
+def test_a_new_strategy_runs_beside_the_built_in_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call("new strategy my_method", capsys)
+    assert code == 0
+    assert "wrote my_method.py" in out
+    assert len(Path("my_method.py").read_text().splitlines()) <= 40
+    code, out, err = call("run --task synthetic_split --baseline ./my_method.toml finetune --seeds 1 --quiet", capsys)
+    assert code == 0, err
+    assert "my_method" in out
+    assert call("report", capsys)[0] == 0
+    assert "my_method" in Path("results/tables/synthetic_split.md").read_text()
+    code, _, err = call("new strategy my_method", capsys)
+    assert code == 2
+    assert "is there already" in err
+
+
+@pytest.mark.parametrize("source", ["finetune", "ewc", "er", "joint", "independent", "frozen"])
+def test_a_copied_strategy_gives_the_numbers_of_its_source(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(f"new strategy copy --from {source}", capsys)[0] == 0
+    code, _, err = call(f"run --task synthetic_split --baseline ./copy.toml {source} --seeds 1 --quiet", capsys)
+    assert code == 0, err
+    from clbench import records
+
+    ours, theirs = (
+        records.load(Path(f"results/runs/synthetic_split/{name}/seed0-cpu.json")) for name in ("copy", source)
+    )
+    assert ours.acc == theirs.acc or theirs.baseline.origin != ours.baseline.origin
+
+
+def test_avalanche_strategies_run_from_a_recipe_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("gss.toml").write_text(
+        'schema = 1\ntitle = "MAS"\nstrategy = "avalanche.training:MAS"\nfamily = "regularisation"\n'
+        'paper = "Aljundi et al. 2018"\n[settings]\nlambda_reg = 1.0\nalpha = 0.5\n'
+    )
+    code, out, err = call("run --task synthetic_split --baseline ./gss.toml --seeds 1 --quiet", capsys)
+    assert code == 0, err
+    assert "gss" in out
+
+
+@pytest.mark.parametrize("what", ["", "tasks", "baselines", "published", "metrics"])
+def test_lists(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(f"list {what}", capsys)
+    assert code == 0
+    assert len(out.splitlines()) > 5
+
+
+def test_show_prints_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call("show digits_split", capsys)
+    assert code == 0
+    assert recipes.find("task", "digits_split").read_text() in out
+    assert "[settings]" in call("show ewc", capsys)[1]
+
+
+def test_shipped_recipes_are_well(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("check", capsys)[0] == 0
+
+
+def test_the_doctor_has_something_to_say(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call("doctor", capsys)
+    assert code == 0, out
+    assert "torch" in out
+    assert "recipes" in out
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for made in action.choices.values():
+                yield from parsers(made)
+
+
+EXAMPLES = [
+    parser.epilog.partition("clbench ")[2]
+    for parser in parsers(cli._parser())
+    if parser.epilog and "example:" in parser.epilog
+]
+
+
+def test_every_command_shows_an_example() -> None:
+    assert len(EXAMPLES) >= 10
+
+
+@pytest.mark.parametrize("line", [line for line in EXAMPLES if not line.startswith(("reproduce", "data", "run"))])
+def test_examples_work_as_printed(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    call("run --task synthetic_split --baseline finetune --seeds 1 --quiet", capsys)
+    code, _, err = call(line, capsys)
+    assert code == 0, err
+
+
+@pytest.mark.slow
+def test_the_run_example_works_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = {line for line in EXAMPLES if line.startswith("run")}
+    code, out, err = call(f"{line} --quiet", capsys)
+    assert code == 0, err
+    assert "9 runs done" in out
+
+
+@pytest.mark.data
+def test_the_data_example_works_as_printed(
+    data_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made into the .npz a user would have; imported under the example's own words into a fresh cache."""
+    import numpy as np
+
+    arrays = {key: np.load(data_root / "mnist" / f"{key}.npy") for key in ("x_train", "y_train", "x_test", "y_test")}
+    np.savez("mnist.npz", **{key: value[:, 0] if key.startswith("x") else value for key, value in arrays.items()})
+    monkeypatch.setenv("CLBENCH_DATA", str(Path("cache").resolve()))
+    code, out, err = call("data import mnist mnist.npz", capsys)
+    assert code == 0, err
+    assert "60,000 + 10,000" in out
+    assert call("data verify", capsys)[0] == 0
+    shutil.rmtree("cache")

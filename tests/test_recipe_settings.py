@@ -1,0 +1,24 @@
+"""Shipped baselines and the classes they name: every setting is one the class takes, on every task it is defined on."""
+
+from __future__ import annotations
+
+import pytest
+
+from clbench.errors import UserError
+from clbench.recipes import load_baseline, load_task, names, resolve
+from clbench.strategies.build import check
+
+UNDEFINED = {("independent", "class"), ("derpp", "task"), ("derpp_500", "task"), ("derpp_500", "class")}
+"""An own net per task cannot choose among all classes; Avalanche's DER gives no task to the net."""
+
+
+@pytest.mark.parametrize("baseline", names("baseline"))
+def test_every_setting_is_one_the_strategy_takes(baseline: str) -> None:
+    for name in names("task"):
+        experiment = resolve(load_task(name), load_baseline(baseline))
+        if (baseline, experiment.task.stream.scenario) in UNDEFINED:
+            with pytest.raises(UserError, match="is not defined in the"):
+                check(experiment)
+            assert name not in experiment.baseline.on, "settings for a task it cannot run on"
+        else:
+            check(experiment)

@@ -1,0 +1,209 @@
+"""One run: reproducible, independent of what ran before, resumable, and a record even when it fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from clbench import runner
+from clbench.errors import UserError
+from clbench.recipes import load_baseline, load_task
+from clbench.records import RunRecord, load
+from clbench.runner import run
+from clbench.specs import BaselineSpec
+from clbench.strategies.base import Strategy
+
+SAME = {"timing", "peaks"}
+"""What may differ between two runs of the same seed."""
+
+
+def facts(record: RunRecord) -> dict[str, Any]:
+    return record.model_dump(exclude=SAME)
+
+
+def own(strategy: str, **settings: Any) -> BaselineSpec:
+    return BaselineSpec.model_validate(
+        {
+            "schema": 1,
+            "title": "x",
+            "strategy": f"{__name__}:{strategy}",
+            "family": "own",
+            "paper": "none",
+            "settings": settings,
+            "name": strategy.lower(),
+        }
+    )
+
+
+class Raises(Strategy):
+    """Fails on its second task."""
+
+    def before_task(self, experience: Any) -> None:
+        if self.tasks_seen == 1:
+            raise RuntimeError("the second task is too much\nand a second line")
+
+
+class Diverges(Strategy):
+    """Trains into NaN."""
+
+    def extra_loss(self) -> Any:
+        return self.model.head.task_parameters()[0][0].sum() * float("nan")
+
+
+class Exhausts(Strategy):
+    """Asks for more memory than there is."""
+
+    def before_task(self, experience: Any) -> None:
+        torch.empty(2**60)
+
+
+class Stops(Strategy):
+    """Is interrupted, as by Ctrl-C, on its third task; the switch lets a second try pass."""
+
+    switched_on = True
+
+    def before_task(self, experience: Any) -> None:
+        if self.tasks_seen == 2 and Stops.switched_on:
+            raise KeyboardInterrupt
+
+
+def test_the_same_seed_gives_the_same_record() -> None:
+    first = run("synthetic_split", "ewc", 3)
+    run("synthetic_split", "er", 5)  # whatever ran in between leaves no trace
+    torch.rand(7)
+    assert facts(run("synthetic_split", "ewc", 3)) == facts(first)
+    assert facts(run("synthetic_split", "ewc", 4))["acc"] != facts(first)["acc"]
+
+
+def test_a_run_leaves_the_process_as_it_found_it() -> None:
+    torch.set_num_threads(2)
+    try:
+        run("synthetic_split", "finetune", 0, threads=1)
+        assert torch.get_num_threads() == 2
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_record_says_what_was_run(tmp_path: Path) -> None:
+    record = run("synthetic_split", "ewc", 0, overrides={"lam": 7, "train.lr": 0.02}, out=tmp_path)
+    task = load_task("synthetic_split")
+    assert record.task.hash == task.hash
+    assert record.baseline.name == "ewc"
+    assert record.baseline.label.startswith("ewc@")
+    assert record.baseline.settings["lam"] == 7
+    assert record.baseline.departures["train.lr"] == 0.02
+    assert set(record.data) == {"synthetic"}
+    assert len(record.acc) == len(record.footprints) == len(record.peaks) == task.stream.n_tasks
+    assert all({"train", "evaluate"} <= set(seconds) for seconds in record.timing.seconds)
+    assert load(record.path(tmp_path)) == record
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["seed0-cpu.json"]
+    assert str(Path.home()) not in record.dumps()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "says"), [("Raises", "second task is too much"), ("Diverges", "nan"), ("Exhausts", "memory")]
+)
+def test_a_run_that_fails_is_a_record_too(strategy: str, says: str, tmp_path: Path) -> None:
+    record = run("synthetic_split", own(strategy), 0, out=tmp_path)
+    assert record.status == "failed"
+    assert record.error is not None
+    assert says in record.error
+    assert "\n" not in record.error
+    assert record.traceback is not None
+    assert record.error.partition(":")[0] in record.traceback
+    assert load(record.path(tmp_path)) == record
+
+
+def test_a_failed_run_keeps_the_rows_it_had() -> None:
+    record = run("synthetic_split", own("Raises"), 0)
+    assert len(record.acc) == 1
+    with pytest.raises(ValueError, match="is failed"):
+        _ = record.matrix
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tasks done, then Ctrl-C; the second call must train only the rest, and end as if nothing had happened."""
+    trained: list[int] = []
+    plain_train = Stops.train_task
+
+    def counted(self: Stops, experience: Any) -> None:
+        trained.append(self.tasks_seen)
+        plain_train(self, experience)
+
+    monkeypatch.setattr(Stops, "train_task", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run("synthetic_split", own("Stops"), 0, out=tmp_path)
+    partial = load(next(tmp_path.rglob("*.json")))
+    assert partial.status == "interrupted"
+    assert len(partial.acc) == 2
+    monkeypatch.setattr(Stops, "switched_on", False)
+    trained.clear()
+    resumed = run("synthetic_split", own("Stops"), 0, out=tmp_path)
+    assert trained == [2, 3]
+    assert not list(tmp_path.rglob("*.checkpoint"))
+    assert facts(resumed) == facts(run("synthetic_split", own("Stops"), 0))
+
+
+def test_a_checkpoint_of_another_recipe_is_not_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run("synthetic_split", own("Stops"), 0, out=tmp_path)
+    monkeypatch.setattr(Stops, "switched_on", False)
+    task = load_task("synthetic_split")
+    longer = task.model_copy(update={"train": task.train.model_copy(update={"lr": task.train.lr / 2})})
+    assert facts(run(longer, own("Stops"), 0, out=tmp_path)) == facts(run(longer, own("Stops"), 0))
+
+
+def test_a_damaged_checkpoint_means_starting_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run("synthetic_split", own("Stops"), 0, out=tmp_path)
+    path = next(tmp_path.rglob("*.checkpoint"))
+    path.write_bytes(path.read_bytes()[:100])
+    monkeypatch.setattr(Stops, "switched_on", False)
+    assert run("synthetic_split", own("Stops"), 0, out=tmp_path).status == "done"
+
+
+def test_the_first_net_does_not_depend_on_the_strategy() -> None:
+    """Same seed, same birth: accuracies before training and the unit of size agree for every method."""
+    records = [run("digits_split", name, 2) for name in ("finetune", "er", "lwf")]
+    assert len({json.dumps(record.acc_init) for record in records}) == 1
+    assert len({record.single_task_parameters for record in records}) == 1
+
+
+def test_devices_that_are_not_there_are_refused() -> None:
+    with pytest.raises(UserError, match="must be auto, cpu, cuda"):
+        runner.choose_device("gpu")
+    with pytest.raises(UserError, match="CUDA devices here"):
+        runner.choose_device("cuda:99")
+
+
+def test_a_model_that_does_not_fit_the_images_is_a_users_mistake() -> None:
+    with pytest.raises(UserError, match="model"):
+        run("digits_split", "finetune", 0, overrides={"model.kind": "zenke"})
+
+
+def test_a_wrong_setting_stops_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="lam"):
+        run("synthetic_split", "ewc", 0, overrides={"lamb": 1}, out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("baseline", ["finetune", "ewc", "er", "lwf"])
+def test_a_run_on_a_gpu_is_reproducible_and_measured(baseline: str) -> None:
+    first, second = (run("synthetic_split", baseline, 0, device="cuda") for _ in range(2))
+    assert first.status == "done", first.traceback
+    assert facts(first) == facts(second)
+    assert first.environment.device == "cuda"
+    assert all(peak["train"].meter == "cuda" and peak["train"].allocated_bytes for peak in first.peaks)
+
+
+def test_every_shipped_baseline_resolves_on_the_demo_streams() -> None:
+    for task in ("digits_split", "digits_split_class", "digits_permuted"):
+        assert load_task(task).stream.n_tasks >= 5
+    assert load_baseline("ewc").family == "regularisation"
