@@ -77,7 +77,7 @@ CASES: dict[str, tuple[str, Scenario, dict[str, Any]]] = {
     "lwf": ("LwF", "class", {"alpha": 1.0, "temperature": 2.0}),
     "si": ("SynapticIntelligence", "domain", {"si_lambda": 1.0}),
     "mas": ("MAS", "domain", {"lambda_reg": 0.1}),
-    "rwalk": ("Naive", "domain", {"plugins": lambda: RWalkPlugin(ewc_lambda=0.001)}),
+    "rwalk": ("Naive", "domain", {"plugins": lambda: RWalkPlugin(ewc_lambda=0.01, delta_t=2)}),
     "replay": ("Replay", "class", REPLAY),
     "gdumb": ("GDumb", "class", REPLAY),
     "agem": ("AGEM", "domain", {"patterns_per_exp": 20, "sample_size": 10}),
@@ -318,7 +318,8 @@ def test_data_sets_of_another_kind_load_as_ever(name: str) -> None:
 
 def test_resident_and_other_data_share_a_loader() -> None:
     ours = small_stream("domain").benchmark.train_stream[0].dataset
-    assert_same_batches(lambda: data_loader.ReplayDataLoader(ours, as_dataset(Floats()), batch_size=8, batch_size_mem=8))
+    floats = as_dataset(Floats())
+    assert_same_batches(lambda: data_loader.ReplayDataLoader(ours, floats, batch_size=8, batch_size_mem=8))
 
 
 # ------------------------------------------------------------------------------------------------------------- context

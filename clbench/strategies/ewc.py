@@ -27,15 +27,12 @@ import torch
 from avalanche.benchmarks.scenarios import DatasetExperience
 from pydantic import Field
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 
 from clbench.loading import ResidentLoader, TensorTask, tasks_in
-from clbench.nets import MLP
 from clbench.strategies.base import Setup, Strategy
+from clbench.strategies.fisher import chunk_size, squared_gradients
 
 Estimator = Literal["exact", "sampled", "empirical", "batched"]
-_CHUNK_VALUES = 16_000_000
-"""Per-sample gradients held at once, as numbers: 64 MB."""
 
 
 class EWC(Strategy):
@@ -124,13 +121,7 @@ class EWC(Strategy):
 
     def _samples(self, tasks: list[TensorTask]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the task's samples in chunks that fit: shuffled, as many as the settings ask for."""
-        if self.config.fisher == "batched":
-            size = self.config.fisher_batch_size
-        elif type(self.model.trunk) is MLP:
-            size = 512
-        else:
-            n_parameters = sum(parameter.numel() for parameter in self.model.parameters())
-            size = max(1, min(256, _CHUNK_VALUES // n_parameters))
+        size = self.config.fisher_batch_size if self.config.fisher == "batched" else chunk_size(self.model)
         left = self.config.fisher_samples or sum(len(task) for task in tasks)
         for batch in ResidentLoader(tasks, size, self.chance):
             yield batch.x[:left], batch.y[:left]
@@ -145,65 +136,12 @@ class EWC(Strategy):
         return {name: g.square() for name, g in zip(named, gradients, strict=True) if g is not None}
 
     def _per_sample(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Return the sum of the squared gradients of log p(label | x) over a chunk of samples (B, ...)."""
-        squares = self._squares_of_linear if type(self.model.trunk) is MLP else self._squares_of_any
-        if self.config.fisher == "empirical":
-            return squares(x, y[None], torch.ones_like(y, dtype=x.dtype)[None])
+        """Return the sum over a chunk of samples (B, ...) of the squared gradient of log p(label | x)."""
         with torch.no_grad():
-            probabilities = torch.softmax(self.model(x, self.task_label), dim=1)
+            p = torch.softmax(self.model(x, self.task_label), dim=1)
+        labels, weights = y[None], torch.ones_like(p[None, :, 0])
         if self.config.fisher == "sampled":
-            drawn = torch.multinomial(probabilities.cpu(), 1, generator=self.chance).flatten().to(x.device)
-            return squares(x, drawn[None], torch.ones_like(y, dtype=x.dtype)[None])
-        every = torch.arange(probabilities.shape[1], device=x.device)[:, None].expand(-1, len(x))
-        return squares(x, every, probabilities.T)
-
-    def _squares_of_any(self, x: Tensor, labels: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        """Return sum_kn weights[k, n] * (d log p(labels[k, n] | x_n) / d theta)^2 per parameter, for any net.
-
-        Args:
-            x: (B, ...) inputs.
-            labels: (K, B), K labels for each sample.
-            weights: (K, B), of each label.
-        """
-        parameters = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
-        buffers = dict(self.model.named_buffers())
-
-        def log_likelihood(values: dict[str, Tensor], sample: Tensor, chosen: Tensor) -> Tensor:
-            logits = functional_call(self.model, {**values, **buffers}, (sample[None], self.task_label))
-            return (chosen * torch.log_softmax(logits[0], dim=0)).sum()
-
-        gradients = vmap(grad(log_likelihood), in_dims=(None, 0, 0))
-        with torch.no_grad():
-            n_classes = self.model(x[:1], self.task_label).shape[1]
-        total = {name: torch.zeros_like(value) for name, value in parameters.items()}
-        for label, weight in zip(labels, weights, strict=True):
-            chosen = torch.nn.functional.one_hot(label, n_classes).to(x.dtype)
-            for name, value in gradients(parameters, x, chosen).items():
-                total[name] += torch.tensordot(weight, value.square_(), dims=1)
-        return total
-
-    def _squares_of_linear(self, x: Tensor, labels: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        """Return the same for a net whose parameters all belong to linear layers that are asked once.
-
-        There a sample's gradient is an outer product, d (x) a of the gradient d at the layer's output and its input a,
-        so the weighted sum of its squares is one matrix product of squares, (w d^2)^T a^2: no gradient per sample.
-        """
-        asked: dict[str, tuple[Tensor, Tensor]] = {}
-        hooks = [
-            module.register_forward_hook(lambda _, a, out, name=name: asked.update({name: (a[0].detach(), out)}))
-            for name, module in self.model.named_modules()
-            if isinstance(module, nn.Linear)
-        ]
-        log_p = torch.log_softmax(self.model(x, self.task_label), dim=1)
-        for hook in hooks:
-            hook.remove()
-        outputs = [output for _, output in asked.values()]
-        total: dict[str, Tensor] = {}
-        for label, weight in zip(labels, weights, strict=True):
-            chosen = log_p.gather(1, label[:, None]).sum()
-            deltas = torch.autograd.grad(chosen, outputs, retain_graph=True)
-            for (name, (a, _)), delta in zip(asked.items(), deltas, strict=True):
-                squared = weight[:, None] * delta.square()
-                for key, value in ((f"{name}.weight", squared.T @ a.square()), (f"{name}.bias", squared.sum(dim=0))):
-                    total[key] = total[key] + value if key in total else value
-        return {name: total[name] for name, _ in self.model.named_parameters() if name in total}
+            labels = torch.multinomial(p.cpu(), 1, generator=self.chance).T.to(x.device)
+        elif self.config.fisher == "exact":
+            labels, weights = torch.arange(p.shape[1], device=x.device)[:, None].expand(-1, len(x)), p.T
+        return squared_gradients(self.model, self.task_label, x, labels, weights)
