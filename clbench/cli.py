@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from clbench import __version__, recipes
-from clbench.errors import UserError, unknown
+from clbench.errors import UserError, nearest, unknown
 
 RUNS, OUT = Path("results/runs"), Path("results")
 
@@ -203,8 +203,13 @@ def _check(options: argparse.Namespace) -> int:
                 recipes.load_task(file)
                 continue
             baseline = recipes.load_baseline(file)
-            for task in baseline.on or ["synthetic_split"]:
+            shipped = [task for task in baseline.on if task in recipes.names("task")]
+            for task in shipped or ["digits_permuted"]:
                 check(recipes.resolve(recipes.load_task(task), baseline))
+            for task in baseline.on.keys() - set(shipped):
+                # Perhaps a task of the user's own, perhaps a slip: settings that are never used say nothing.
+                hint = nearest(task, recipes.names("task"))
+                print(f"clbench: {file}: note: [on.{task}] is no shipped task.{hint}", file=sys.stderr)
         except UserError as error:
             problems += error.lines
     if problems:

@@ -106,7 +106,7 @@ def make_stream(
     tasks = _split(spec, seed, root) if isinstance(spec, SplitStream) else _transformed(spec, seed, root)
     shapes = {(*_channels(task), *_size(task, spec.pad)) for task in tasks}
     if len(shapes) > 1:
-        raise UserError(f"the data sets of one stream have inputs of different shapes: {sorted(shapes)}; use pad")
+        raise UserError(f"the data sets of one stream have inputs of different shapes: {sorted(shapes)}")
     images = {
         name: (source.x_train.to(device), source.x_test.to(device))
         for name, source in {task.source.name: task.source for task in tasks}.items()

@@ -143,7 +143,10 @@ def sweep(
     options = {"device": str(where), "threads": threads, "data_root": data_root}
     # Whoever waits wants to see something move: count tasks, not runs.
     total = sum(jobs[number].experiment.task.stream.n_tasks for number in waiting)
-    with tqdm(total=total, unit="task", disable=not show_progress or not waiting, file=sys.stderr) as bar:
+    # A bar where somebody watches it, a line per finished run where a log does.
+    watched = sys.stderr.isatty()
+    hidden = not (show_progress and waiting and watched)
+    with tqdm(total=total, unit="task", disable=hidden, file=sys.stderr) as bar:
         running: dict[Connection, _Worker] = {}
         try:
             while waiting or running:
@@ -157,7 +160,7 @@ def sweep(
                     if not worker.listen(bar):
                         del running[pipe]
                         outcomes[worker.number] = worker.finish(out, where.type, threads)
-                        _report_failure(outcomes[worker.number], bar)
+                        _say(outcomes[worker.number], bar, len(outcomes), len(jobs), show_progress and not watched)
                 bar.set_postfix_str(", ".join(str(jobs[worker.number]) for worker in running.values())[:60])
         except KeyboardInterrupt:
             for worker in running.values():
@@ -250,9 +253,12 @@ def _work(job: Job, out: Path, options: dict[str, Any], log: Path, pipe: Connect
         pipe.send(("end", "failed", "; ".join(error.lines)))
 
 
-def _report_failure(outcome: Outcome, bar: Any) -> None:
+def _say(outcome: Outcome, bar: Any, number: int, total: int, every: bool) -> None:
+    """Tell of a failure at once, of every run where there is no bar."""
     if outcome.status == "failed":
         bar.write(f"failed: {outcome.job}: {outcome.error}", file=sys.stderr)
+    elif every:
+        bar.write(f"[{number}/{total}] {outcome.status}: {outcome.job}", file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------------------- the results

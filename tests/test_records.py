@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
-from record_factory import make_record
 
 from clbench import records
 from clbench.errors import UserError
+from record_factory import make_record
 
 
 def test_a_record_survives_the_disk(tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ def test_pixels_alone_are_divided_by_255() -> None:
 def test_normalisation_comes_after_padding() -> None:
     """A padded pixel is black: (0 - 0.5) / 0.25 = -2; 51 is a fifth: (0.2 - 0.5) / 0.25 = -1.2."""
     images = torch.tensor([[[[51]]]], dtype=torch.uint8)
-    view = View(pixel_map([1, 0], (1, 2), n_stored=1), torch.tensor([0.5]).view(1, 1, 1, 1), torch.full((1, 1, 1, 1), 0.25))
+    half, quarter = torch.full((1, 1, 1, 1), 0.5), torch.full((1, 1, 1, 1), 0.25)
+    view = View(pixel_map([1, 0], (1, 2), n_stored=1), half, quarter)
     torch.testing.assert_close(view(images), torch.tensor([[[[-2.0, -1.2]]]]))
 
 
@@ -92,7 +93,9 @@ def crop_and_flip(x: Tensor, padding: int, generator: torch.Generator) -> Tensor
     return torch.stack(samples)
 
 
-@pytest.mark.parametrize(("shape", "padding"), [((50, 3, 8, 8), 4), ((20, 1, 5, 7), 2), ((1, 2, 4, 3), 1), ((6, 1, 3, 3), 0)])
+@pytest.mark.parametrize(
+    ("shape", "padding"), [((50, 3, 8, 8), 4), ((20, 1, 5, 7), 2), ((1, 2, 4, 3), 1), ((6, 1, 3, 3), 0)]
+)
 def test_a_batch_is_cropped_and_flipped_as_one_by_one(shape: tuple[int, ...], padding: int) -> None:
     x = torch.rand(shape, generator=torch.Generator().manual_seed(1))
     batched = CropFlip(padding).batch(x, torch.Generator().manual_seed(2))

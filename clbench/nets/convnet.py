@@ -57,7 +57,7 @@ class ZenkeNet(Trunk):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the hidden layer, (B, C, H, W) -> (B, out_features)."""
-        x = F.relu(self.conv2(F.relu(self.conv1(x))))
+        x = F.relu(self.conv2(F.relu(self.conv1(self._laid_out(x)))))
         x = self.dropout_pool(self.pool(x))
         x = F.relu(self.conv4(F.relu(self.conv3(x))))
         x = self.dropout_pool(self.pool(x))
@@ -100,7 +100,7 @@ class LeNet(Trunk):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the second hidden layer, (B, C, H, W) -> (B, out_features)."""
-        x = self.pool(self.norm(F.relu(self.conv1(x))))
+        x = self.pool(self.norm(F.relu(self.conv1(self._laid_out(x)))))
         x = self.pool(self.norm(F.relu(self.conv2(x))))
         return F.relu(self.hidden2(F.relu(self.hidden1(x.flatten(1)))))
 

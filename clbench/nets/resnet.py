@@ -44,7 +44,7 @@ class ResNet18(Trunk):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the last stage's mean over pixels, (B, C, H, W) -> (B, out_features)."""
-        x = self.stages(F.relu(self.norm(self.conv(x))))
+        x = self.stages(F.relu(self.norm(self.conv(self._laid_out(x)))))
         return x.mean((2, 3))
 
 
@@ -77,7 +77,7 @@ class ResNet32(Trunk):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the last stage's mean over pixels, (B, C, H, W) -> (B, 64)."""
-        x = self.stages(F.relu(self.norm(self.conv(x))))
+        x = self.stages(F.relu(self.norm(self.conv(self._laid_out(x)))))
         return x.mean((2, 3))
 
 

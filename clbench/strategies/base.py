@@ -5,6 +5,7 @@ tensors) with a loop of its own. A method that is one idea overrides one hook:
 
     rehearse(batch)          what the batch becomes before the forward pass (replay)
     extra_loss()             a penalty added to the loss (regularisation)
+    after_backward()         a change to the gradients: a projection, a penalty whose gradient is known by hand
     before_task, after_task  what happens around a task (snapshots, importances)
 
 A method with phases overrides `train_task` and calls `fit` for each. What a method stores is declared in `stores`, by
@@ -296,11 +297,16 @@ class Strategy(SupervisedTemplate):
 
 
 def new_optimizer(train: TrainSpec, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the budget's optimiser; fused kernels do the same arithmetic in one pass."""
+    """Return the budget's optimiser; fused kernels do the same arithmetic in one pass.
+
+    Not so for momentum: torch's fused SGD stops with an error when some parameters have their first gradient later than
+    others, as a head has that is born, or replayed, later.
+    """
     parameters = list(parameters)
     if train.optimizer == "sgd":
+        fused = True if train.momentum == 0 else None
         return torch.optim.SGD(
-            parameters, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=True
+            parameters, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=fused
         )
     kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True)

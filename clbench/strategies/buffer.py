@@ -1,9 +1,14 @@
 """A memory of past samples, and the three ways to fill it that papers use.
 
 reservoir        every sample seen so far is kept with the same probability (Vitter 1985, Algorithm R)
-ring             first in, first out, an equal share of the room for every class seen (Chaudhry et al. 2019)
-class_balanced   an equal share of the room for every class seen, drawn at random within a class and cut back at random
-                 as classes arrive
+ring             first in, first out, an equal share of the room for every class of every task seen (Chaudhry et al.
+                 2019)
+class_balanced   the same shares, drawn at random within a class and cut back at random as classes arrive
+
+Shares belong to a class of a task, as in the authors' code of ring (facebookresearch/agem): the digit 3 under a new
+permutation is another class, or the latest task would push all others out of a ring. A task that comes again counts as
+a new one. With fewer places than classes, each holds one sample as long as it can: a ring gives up its oldest class,
+class_balanced a random one.
 
 Samples are kept as the learner sees them (a permuted image stays permuted), in uint8.
 
@@ -41,30 +46,45 @@ class Buffer:
         self.augment: CropFlip | None = None
         self._normalisations: list[View] = []
         """Views that differ in normalisation: one, but for streams that string several data sets together."""
+        self._opened: tuple[TensorTask | None, int] = None, 0
+        """The task last opened and the number of its normalisation."""
+        self._task_labels: set[int] = set()
+        """Task labels that `tasks` may hold."""
         self._members: dict[tuple[int, int], list[int]] = {}
-        """(task label, label) to its slots, oldest first; quota policies only."""
+        """(visit, label) to its slots, oldest first; quota policies only."""
         self._offered: dict[tuple[int, int], int] = {}
+        """The same to the samples offered."""
 
     def __len__(self) -> int:
         return self.filled
 
-    def offer(self, source: TensorTask, index: Tensor) -> None:
-        """Show the samples `index` (B,) of a task to the buffer, in this order."""
+    def offer(self, source: TensorTask, index: Tensor, visit: int = 0) -> None:
+        """Show the samples `index` (B,) of a task to the buffer, in this order.
+
+        Args:
+            source: the task.
+            index: its samples.
+            visit: number of the task in the stream; classes of different visits have shares of their own.
+        """
         view = self.open(source)
-        slots = {"reservoir": self._reservoir, "ring": self._ring, "class_balanced": self._balanced}[self.policy](
-            source.labels.index_select(0, index).tolist(), source.task
-        )
+        draws = torch.rand(len(index), generator=self.generator, dtype=torch.float64).tolist()
+        if self.policy == "reservoir":
+            slots = self._reservoir(draws)
+        else:
+            labels = source.labels.index_select(0, index).tolist()
+            slots = [self._into_class((visit, label), draw) for label, draw in zip(labels, draws, strict=True)]
         # Within one offer a slot may be written twice: the later sample wins, as if they came one by one.
-        chosen = {slot: position for position, slot in enumerate(slots) if slot is not None}
+        chosen = {slot: position for position, slot in enumerate(slots) if slot >= 0}
         if not chosen:
             return
         assert self.images is not None
         where = torch.tensor(list(chosen), device=self.images.device)
         rows = index[torch.tensor(list(chosen.values()), device=index.device)]
-        self.images[where] = source.view.seen(source.stored(rows))
-        self.labels[where] = source.labels.index_select(0, rows)
-        self.tasks[where] = source.task
-        self.views[where] = view
+        self.images.index_copy_(0, where, source.view.seen(source.stored(rows)))
+        self.labels.index_copy_(0, where, source.labels.index_select(0, rows))
+        self.tasks.index_fill_(0, where, source.task)
+        self.views.index_fill_(0, where, view)
+        self._task_labels.add(source.task)
 
     def draw(self, count: int) -> Batch:
         """Return `count` different samples (all of them when fewer are kept), ready for the net."""
@@ -79,7 +99,10 @@ class Buffer:
                 x[views == number] = view.normalise(x[views == number])
         if self.augment is not None:
             x = self.augment.batch(x, self.generator)
-        return Batch(x, self.labels.index_select(0, chosen), self.tasks.index_select(0, chosen))
+        labels = self.labels.index_select(0, chosen)
+        if len(self._task_labels) == 1:
+            return Batch(x, labels, next(iter(self._task_labels)))
+        return Batch(x, labels, self.tasks.index_select(0, chosen))
 
     def open(self, source: TensorTask) -> int:
         """Get ready for a task's samples: room on the first call, its normalisation and augmentation on each.
@@ -87,6 +110,8 @@ class Buffer:
         Returns:
             The number of the task's normalisation.
         """
+        if self._opened[0] is source:
+            return self._opened[1]
         if self.images is None:
             one = source.view.seen(source.stored(torch.zeros(1, dtype=torch.int64, device=source.rows.device)))
             self.images = torch.zeros((self.room, *one.shape[1:]), dtype=torch.uint8, device=one.device)
@@ -94,11 +119,13 @@ class Buffer:
             self.tasks = torch.zeros(self.room, dtype=torch.int64, device=one.device)
             self.views = torch.zeros(self.room, dtype=torch.uint8, device=one.device)
         self.augment = source.augment
-        for number, view in enumerate(self._normalisations):
-            if _same(view.mean, source.view.mean) and _same(view.std, source.view.std):
-                return number
-        self._normalisations.append(View(None, source.view.mean, source.view.std))
-        return len(self._normalisations) - 1
+        known = self._normalisations
+        same = [_same(view.mean, source.view.mean) and _same(view.std, source.view.std) for view in known]
+        number = same.index(True) if True in same else len(known)
+        if number == len(known):
+            known.append(View(None, source.view.mean, source.view.std))
+        self._opened = source, number
+        return number
 
     def state_dict(self) -> dict[str, Any]:
         """Return the samples and the books of the policy."""
@@ -119,51 +146,44 @@ class Buffer:
         self.views = state["views"]
         self._normalisations = [View(None, mean, std) for mean, std in state["normalisations"]]
         self.filled, self.seen = state["filled"], state["seen"]
-        self._members = {(task, label): list(slots) for task, label, slots, _ in state["members"]}
-        self._offered = {(task, label): offered for task, label, _, offered in state["members"]}
+        self._opened = None, 0
+        self._task_labels = set(self.tasks[: self.filled].tolist())
+        self._members = {(visit, label): list(slots) for visit, label, slots, _ in state["members"]}
+        self._offered = {(visit, label): offered for visit, label, _, offered in state["members"]}
 
     # --------------------------------------------------------------------------------------------------------- policies
 
-    def _reservoir(self, labels: list[int], task: int) -> list[int | None]:
-        slots: list[int | None] = []
-        draws = torch.rand(len(labels), generator=self.generator, dtype=torch.float64).tolist()
-        for draw in draws:
-            self.seen += 1
-            if self.filled < self.room:
-                slots.append(self.filled)
-                self.filled += 1
-            else:
-                slot = int(draw * self.seen)
-                slots.append(slot if slot < self.room else None)
-        return slots
+    def _reservoir(self, draws: list[float]) -> list[int]:
+        """Return a slot for each of the next samples, -1 for none; `draws` are uniform in [0, 1)."""
+        free = min(len(draws), self.room - self.filled)
+        slots = list(range(self.filled, self.filled + free))
+        # Sample number n goes to a uniform place below n, if there is one.
+        places = [int(draw * number) for number, draw in enumerate(draws[free:], self.seen + free + 1)]
+        self.filled += free
+        self.seen += len(draws)
+        return slots + [place if place < self.room else -1 for place in places]
 
-    def _ring(self, labels: list[int], task: int) -> list[int | None]:
-        return [self._into_class(label, task, oldest=True) for label in labels]
-
-    def _balanced(self, labels: list[int], task: int) -> list[int | None]:
-        return [self._into_class(label, task, oldest=False) for label in labels]
-
-    def _into_class(self, label: int, task: int, *, oldest: bool) -> int | None:
-        """Return the slot for one more sample of a class: free, of a class over its share, or of its own."""
-        key = (task, label)
+    def _into_class(self, key: tuple[int, int], draw: float) -> int:
+        """Return the slot for one more sample of a class: a free one, of a class over its share, of its own, or -1."""
         slots = self._members.setdefault(key, [])
         self._offered[key] = self._offered.get(key, 0) + 1
         self.seen += 1
-        share = max(1, self.room // len(self._members))
-        if len(slots) < share:
-            if self.filled < self.room:
-                slot = self.filled
-                self.filled += 1
-            else:
-                crowded = max(self._members.values(), key=len)
-                slot = crowded.pop(0 if oldest else self._below(len(crowded)))
-            slots.append(slot)
-            return slot
-        if oldest:
+        ring = self.policy == "ring"
+        if self.filled < self.room:
+            slots.append(self.filled)
+            self.filled += 1
+            return slots[-1]
+        if len(slots) < max(1, self.room // len(self._members)):
+            most = max(len(members) for members in self._members.values())
+            crowded = [members for members in self._members.values() if len(members) == most]
+            members = crowded[0 if ring else int(draw * len(crowded))]
+            slots.append(members.pop(0 if ring else self._below(most)))
+            return slots[-1]
+        if ring:
             slots.append(slots.pop(0))
             return slots[-1]
-        place = self._below(self._offered[key])
-        return slots[place] if place < len(slots) else None
+        place = int(draw * self._offered[key])
+        return slots[place] if place < len(slots) else -1
 
     def _below(self, bound: int) -> int:
         return int(torch.randint(bound, (1,), generator=self.generator))

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
+import math
 from collections.abc import Mapping
 from typing import Any, get_args, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from avalanche.training.templates.base_sgd import BaseSGDTemplate
+from pydantic import TypeAdapter, ValidationError
 
 from clbench.errors import UserError, nearest
 from clbench.imports import load_object
@@ -38,32 +41,43 @@ _GIVEN_BY_THE_SUITE = {
 
 
 def find_class(baseline: BaselineSpec) -> type:
-    """Return the class a recipe names. Raises UserError when it is not there, or is no class."""
+    """Return the class a recipe names. Raises UserError when it is not there, or is no strategy."""
     where = f"baseline '{baseline.name}': strategy"
     found = load_object(baseline.strategy, baseline.folder, where)
     if not isinstance(found, type):
         raise UserError(f"{where} '{baseline.strategy}' is no class")
+    if not issubclass(found, BaseSGDTemplate):
+        raise UserError(
+            f"{where} '{baseline.strategy}' is no strategy: derive it from clbench.strategies.base:Strategy, or from "
+            "Avalanche's SupervisedTemplate"
+        )
     return found
 
 
 def check(experiment: Experiment) -> None:
     """Check that the strategy exists, takes its settings and is defined in the task's scenario; raises UserError."""
+    _checked(experiment)
+
+
+def _checked(experiment: Experiment) -> tuple[type, Any]:
+    """Return class and validated settings; the class is looked up once, because a user's file runs every time."""
     cls = find_class(experiment.baseline)
-    _settings(cls, experiment)
+    settings = _settings(cls, experiment)
     scenario = experiment.task.stream.scenario
-    works_in = set(experiment.baseline.scenarios) & (cls.scenarios if issubclass(cls, Strategy) else {scenario})
+    works_in = set(experiment.baseline.scenarios)
+    if issubclass(cls, Strategy):
+        works_in &= cls.scenarios
     if scenario not in works_in:
         raise UserError(
             f"baseline '{experiment.baseline.name}' is not defined in the {scenario}-incremental scenario of task "
             f"'{experiment.task.name}'; it is in: {', '.join(sorted(works_in))}"
         )
+    return cls, settings
 
 
 def build(experiment: Experiment, setup: Setup) -> Strategy | Foreign:
     """Make the strategy of an experiment. Raises UserError as `check` does."""
-    check(experiment)
-    cls = find_class(experiment.baseline)
-    settings = _settings(cls, experiment)
+    cls, settings = _checked(experiment)
     if issubclass(cls, Strategy):
         return cls(setup=setup, config=settings)
     return Foreign(cls, settings, setup, experiment.task.stream.scenario)
@@ -71,10 +85,12 @@ def build(experiment: Experiment, setup: Setup) -> Strategy | Foreign:
 
 def resolved_settings(experiment: Experiment) -> dict[str, Any]:
     """Return every setting with its value, defaults filled in, as plain values for the record."""
-    settings = _settings(find_class(experiment.baseline), experiment)
-    if isinstance(settings, dict):
-        return dict(settings)
-    return dataclasses.asdict(settings)
+    cls = find_class(experiment.baseline)
+    settings = _settings(cls, experiment)
+    if not isinstance(settings, dict):
+        return dataclasses.asdict(settings)
+    defaults = {name: parameter.default for name, parameter in foreign_parameters(cls).items()}
+    return {name: value for name, value in {**defaults, **settings}.items() if name in settings or _is_toml(value)}
 
 
 # ------------------------------------------------------------------------------------------------------------- settings
@@ -92,7 +108,7 @@ def _settings(cls: type, experiment: Experiment) -> Any:
             if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         ]
         _names(where, cls, given, fields, required)
-        return _validated(where, TypeAdapter(cls.Config), given)
+        return _validated(where, TypeAdapter(cls.Config), dict(given))
     parameters = foreign_parameters(cls)
     required = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
     _names(where, cls, given, parameters, required)
@@ -101,8 +117,7 @@ def _settings(cls: type, experiment: Experiment) -> Any:
         checked[name] = value
         hint = parameters[name].annotation
         if hint is not inspect.Parameter.empty and _is_plain(hint):
-            adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-            checked[name] = _validated(where, adapter, value, (name,))
+            checked[name] = _validated(where, TypeAdapter(hint), value, (name,))
     return checked
 
 
@@ -115,13 +130,19 @@ def _names(where: str, cls: type, given: Mapping[str, Any], known: Mapping[str, 
         if name not in known
     ]
     lines += [f"{where}: {cls.__name__} needs the setting '{name}'" for name in required if name not in given]
+    lines += [
+        f"{where}: setting '{name}': must be finite (got {value!r})"
+        for name, value in given.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
     if lines:
         raise UserError(*lines)
 
 
 def _validated(where: str, adapter: TypeAdapter[Any], value: Any, prefix: tuple[str, ...] = ()) -> Any:
     try:
-        return adapter.validate_python(value)
+        # From JSON pydantic is strict about types and still makes a dataclass of a table.
+        return adapter.validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
         lines = []
         for item in error.errors():
@@ -155,3 +176,10 @@ def foreign_parameters(cls: type) -> dict[str, inspect.Parameter]:
 def _is_plain(hint: Any) -> bool:
     """Whether values of this type can be written in TOML."""
     return hint in (int, float, str, bool, type(None)) or (bool(get_args(hint)) and all(map(_is_plain, get_args(hint))))
+
+
+def _is_toml(value: Any) -> bool:
+    """Whether TOML can say this value."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_toml, value))
+    return isinstance(value, (bool, int, float, str))

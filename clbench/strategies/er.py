@@ -4,7 +4,9 @@ Paper      Chaudhry et al. 2019, "On tiny episodic memories in continual learnin
            Vitter 1985 for the reservoir.
 Method     for each batch of the current task: draw a batch from the memory, take one step on the mean loss over both,
            then offer the current batch to the memory (once: in the task's first pass over its data).
-Departs    nothing for reservoir and ring. class_balanced is not in the paper: equal shares, random within a class.
+Departs    reservoir: nothing. ring: the paper knows the number of classes ahead and leaves room for those to come; here
+           those seen so far share all of it. class_balanced is not in the paper: a ring's shares, random within a
+           class. With more than one pass over the data the paper says nothing: only the first one fills the memory.
 Stores     up to `buffer` samples, uint8 as the learner sees them, with label and task.
 """
 
@@ -50,13 +52,15 @@ class ER(Strategy):
         """Open the memory to the task."""
         tasks = tasks_in(experience.dataset)
         self.memory.open(tasks[0])
-        self._to_offer = sum(len(task) for task in tasks)
+        if len(tasks) > 1:
+            raise NotImplementedError("ER takes tasks from one data set each, this one strings several together")
+        self._to_offer = len(tasks[0])
 
     def rehearse(self, batch: Batch) -> Batch:
         """Add samples from the memory, then offer it the current ones."""
         joined = _joined(batch, self.memory.draw(self.config.replay_batch_size)) if len(self.memory) else batch
         if self._to_offer > 0 and batch.source is not None and batch.rows is not None:
-            self.memory.offer(batch.source, batch.rows)
+            self.memory.offer(batch.source, batch.rows, self.tasks_seen)
             self._to_offer -= len(batch.y)
         return joined
 
@@ -68,12 +72,11 @@ class ER(Strategy):
 
 
 def _joined(current: Batch, past: Batch) -> Batch:
-    """Return both batches as one; task labels stay one number where all agree (one pass through one head)."""
-    labels = torch.cat([_task_column(current), _task_column(past)])
-    same = isinstance(current.t, int) and bool((labels == current.t).all())
-    return Batch(
-        torch.cat([current.x, past.x]), torch.cat([current.y, past.y]), current.t if same else labels
-    )
+    """Return both batches as one; the task stays one number where both agree on it (one pass through one head)."""
+    x, y = torch.cat([current.x, past.x]), torch.cat([current.y, past.y])
+    if isinstance(current.t, int) and isinstance(past.t, int) and current.t == past.t:
+        return Batch(x, y, current.t)
+    return Batch(x, y, torch.cat([_task_column(current), _task_column(past)]))
 
 
 def _task_column(batch: Batch) -> Tensor:

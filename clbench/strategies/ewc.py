@@ -13,7 +13,8 @@ Estimators of F (van de Ven 2025, "On the computation of the Fisher information 
            batched    the squared gradient of a mini-batch's mean loss: not a Fisher, but what Avalanche computes
 Departs    separate: the sum of the tasks' quadratics is kept as one, S = sum_k F_k around the F-weighted mean of the
            anchors, which has the same gradient (tests/test_ewc.py) and needs 2 P values whatever the number of tasks.
-           A parameter born later (a new head) has no anchor for earlier tasks.
+           A parameter born later (a new head) has no anchor for earlier tasks. The penalty enters as its gradient,
+           before clipping; the loss that is checked for NaN is the cross-entropy alone.
 Stores     2 P values: importance and anchor of every parameter of earlier tasks.
 """
 

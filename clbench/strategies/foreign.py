@@ -109,7 +109,7 @@ class _Budget(SupervisedPlugin):
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         if not bool(torch.isfinite(strategy.loss)):
-            raise FloatingPointError(f"the training loss is {float(strategy.loss)} (lr {self.setup.train.lr})")
+            raise FloatingPointError(f"the training loss is {strategy.loss.item()} (lr {self.setup.train.lr})")
         assert self.schedule is not None
         batch_size = self.setup.train.eval_batch_size
         if not self.schedule.step(lambda: mean_loss(strategy.model.net, self.held_out, batch_size)):
@@ -182,9 +182,13 @@ class Foreign:
             self.strategy.train(experience, eval_streams=[])
 
     def accuracy(self, experience: DatasetExperience) -> float:
-        """Return the share of an experience's samples answered rightly, by the strategy's own evaluation."""
+        """Return the share of an experience's samples answered rightly, by the strategy's own evaluation.
+
+        Whatever evaluation draws is given back: torch's loaders take a number from the global generator for each pass,
+        and with it training would depend on how often one looks.
+        """
         self._answers.right, self._answers.count = 0, 0
-        with fast_loading():
+        with fast_loading(), torch.random.fork_rng(devices=[]):
             self.strategy.eval(experience)
         return self._answers.right / self._answers.count
 

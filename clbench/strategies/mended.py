@@ -16,6 +16,7 @@ SynapticIntelligence
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,11 +37,16 @@ class SynapticIntelligence(_AvalancheSI):
 
 @contextlib.contextmanager
 def _copying() -> Iterator[None]:
-    """Replace the plugin's static helpers; it calls them by the class's name, so no subclass can."""
+    """Replace the plugin's static helpers; it calls them by the class's name, so no subclass can.
+
+    It also takes NumPy's square of a tensor, which NumPy deprecates at every call: nothing a user could mend.
+    """
     kept = _Plugin.__dict__["extract_weights"], _Plugin.__dict__["extract_grad"]
     _Plugin.extract_weights, _Plugin.extract_grad = staticmethod(_extract_weights), staticmethod(_extract_grad)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "__array_wrap__", DeprecationWarning)
+            yield
     finally:
         _Plugin.extract_weights, _Plugin.extract_grad = kept
 

@@ -1,0 +1,1 @@
+"""Measurements of speed, as ratios of what runs side by side: never part of the tests."""

@@ -1,0 +1,120 @@
+"""What every shipped baseline has to keep to, whatever its method: learning, randomness, shapes of streams."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+
+from clbench.footprint import footprint
+from clbench.records import RunRecord
+from clbench.runner import run
+from clbench.specs import Scenario, TaskSpec
+from strategy_factory import EVERY, HOME, OWN, made, needs, synthetic, weights
+
+
+def stream(scenario: Scenario, **changes: Any) -> TaskSpec:
+    """Two tasks of two classes, 25 steps each."""
+    return synthetic(scenario, **{"n_tasks": 2, "iterations": 25, "lr": 0.01, **changes})
+
+
+@functools.cache
+def record(baseline: str, scenario: Scenario, seed: int = 0) -> RunRecord:
+    return run(stream(scenario), baseline, seed, overrides=needs(baseline, scenario))
+
+
+def facts(found: RunRecord) -> dict[str, Any]:
+    """Return a record without what is allowed to differ between two runs: times and peaks."""
+    return found.model_dump(exclude={"timing", "peaks"})
+
+
+# ------------------------------------------------------------------------------------------------------------- learning
+
+
+@pytest.mark.parametrize(("baseline", "scenario"), EVERY)
+def test_it_learns_what_it_is_taught(baseline: str, scenario: Scenario) -> None:
+    """Every task right after it was trained; chance is a half.
+
+    Two have to be excused from more than chance on the second task: frozen features of the first one, and DER++ on a
+    fixed head, whose stored logits take four times the steps to let new classes in.
+    """
+    found = record(baseline, scenario)
+    if (baseline, scenario) == ("derpp", "class"):
+        found = run(stream(scenario, iterations=100), baseline, 0, overrides=needs(baseline, scenario))
+    assert found.status == "done", found.traceback
+    assert found.acc[0][0] > 0.9
+    if baseline != "frozen":
+        assert found.acc[1][1] > 0.7
+
+
+def test_finetuning_forgets_where_it_must_and_joint_training_does_not() -> None:
+    """Class-incremental: the classes of task 1, after the last task."""
+    assert record("finetune", "class").acc[-1][0] < 0.2
+    assert record("joint", "class").acc[-1][0] > 0.85
+
+
+# ----------------------------------------------------------------------------------------------------------- randomness
+
+
+@pytest.mark.parametrize(("baseline", "scenario"), HOME)
+def test_the_same_seed_gives_the_same_record_and_another_seed_another(baseline: str, scenario: Scenario) -> None:
+    again = run(stream(scenario), baseline, 0, overrides=needs(baseline, scenario))
+    assert facts(again) == facts(record(baseline, scenario))
+    other = record(baseline, scenario, 1)
+    assert (other.acc, other.acc_init) != (again.acc, again.acc_init)
+
+
+@pytest.mark.parametrize(("baseline", "scenario"), [pair for pair in OWN if "joint" not in pair])
+def test_a_methods_own_chance_leaves_the_order_of_the_data_alone(baseline: str, scenario: Scenario) -> None:
+    """After the same tasks the generator of the order is where finetuning's is, whatever else was drawn."""
+    states = []
+    for name in ("finetune", baseline):
+        strategy, tasks = made(stream(scenario), name)
+        strategy.train(list(tasks.benchmark.train_stream))
+        states.append(strategy.order.get_state())
+    assert torch.equal(*states)
+
+
+@pytest.mark.parametrize("fisher", ["exact", "sampled", "empirical", "batched"])
+def test_an_anchor_without_strength_is_finetuning_to_the_bit(fisher: str) -> None:
+    found = []
+    methods: dict[str, dict[str, Any]] = {"finetune": {}, "ewc": {"lam": 0.0, "fisher": fisher}}
+    for name, settings in methods.items():
+        strategy, tasks = made(stream("domain"), name, **settings)
+        strategy.train(list(tasks.benchmark.train_stream))
+        found.append(weights(strategy))
+    assert torch.equal(*found)
+
+
+# ---------------------------------------------------------------------------------------------------- shapes of streams
+
+
+@pytest.mark.parametrize(("baseline", "scenario"), HOME)
+def test_it_works_for_one_task(baseline: str, scenario: Scenario) -> None:
+    strategy, tasks = made(stream(scenario, n_tasks=1), baseline, **needs(baseline, scenario))
+    strategy.train_task(tasks.benchmark.train_stream[0])
+    assert strategy.accuracy(tasks.benchmark.test_stream[0]) > 0.9
+
+
+@pytest.mark.parametrize(("baseline", "scenario"), [pair for pair in EVERY if pair[1] != "domain"])
+def test_it_works_for_tasks_of_unequal_size(baseline: str, scenario: Scenario) -> None:
+    """Two classes, then three, then one alone."""
+    strategy, tasks = made(stream(scenario, n_tasks=3, classes=[2, 3, 1]), baseline, **needs(baseline, scenario))
+    for number, experience in enumerate(tasks.benchmark.train_stream):
+        strategy.train_task(experience)
+        share = strategy.accuracy(tasks.benchmark.test_stream[number])
+        assert number > 0 or share > 0.9
+
+
+@pytest.mark.parametrize(("baseline", "scenario"), HOME)
+def test_the_same_task_twice_in_a_row_is_known_better_not_worse(baseline: str, scenario: Scenario) -> None:
+    strategy, tasks = made(stream(scenario), baseline, **needs(baseline, scenario))
+    first, test = tasks.benchmark.train_stream[0], tasks.benchmark.test_stream[0]
+    for _ in range(2):
+        strategy.train_task(first)
+    assert strategy.accuracy(test) > 0.95
+    footprint(strategy.holdings())
+    strategy.train_task(tasks.benchmark.train_stream[1])
+    assert strategy.accuracy(tasks.benchmark.test_stream[1]) > 0.6
