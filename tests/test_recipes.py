@@ -95,8 +95,6 @@ def baselines() -> dict[str, BaselineSpec]:
 def test_every_shipped_baseline_resolves_on_every_shipped_task(
     tasks: dict[str, TaskSpec], baselines: dict[str, BaselineSpec]
 ) -> None:
-    assert len(tasks) == 23
-    assert len(baselines) == 19
     for task in tasks.values():
         for baseline in baselines.values():
             experiment = resolve(task, baseline)
