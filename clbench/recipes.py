@@ -6,6 +6,7 @@ is reported at once, one line each: file, key, what is wrong, the nearest right 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -138,15 +139,21 @@ class Experiment:
 
     @property
     def hash(self) -> str:
-        """Covers the method and everything it changes on this task."""
-        return content_hash(
-            {
-                "strategy": self.baseline.strategy,
-                "settings": self.settings,
-                "train": self.train.model_dump(mode="json"),
-                "model": self.model.model_dump(mode="json"),
-            }
-        )
+        """Covers the method and everything it changes on this task; of a user's own file, its content too."""
+        covered: dict[str, Any] = {
+            "strategy": self.baseline.strategy,
+            "settings": self.settings,
+            "train": self.train.model_dump(mode="json"),
+            "model": self.model.model_dump(mode="json"),
+        }
+        file = self.baseline.strategy.partition(":")[0]
+        if file.endswith(".py"):
+            covered["code"] = _digest(Path(self.baseline.folder) / file)
+        return content_hash(covered)
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
 def resolve(task: TaskSpec, baseline: BaselineSpec, overrides: Mapping[str, Any] | None = None) -> Experiment:

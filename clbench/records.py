@@ -11,6 +11,7 @@ Letters: T tasks.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -186,9 +187,20 @@ class RunRecord(_Part):
         return json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n"
 
     def save(self, runs: Path) -> Path:
-        """Write the record under `runs`, atomically; return its path."""
+        """Write the record under `runs`, atomically; return its path.
+
+        A finished run of another recipe or other settings that has this place is never overwritten: it moves to the
+        folder `superseded` beside it, which no report reads.
+        """
         path = self.path(runs)
-        write_atomic(path, self.dumps())
+        text = self.dumps()
+        with contextlib.suppress(UserError):
+            old = load(path)
+            if old.status == "done" and (old.task.hash, old.baseline.hash) != (self.task.hash, self.baseline.hash):
+                aside = path.parent / "superseded" / f"{path.stem}-{old.task.hash[:6]}-{old.baseline.hash[:6]}.json"
+                aside.parent.mkdir(exist_ok=True)
+                os.replace(path, aside)
+        write_atomic(path, text)
         return path
 
 
@@ -260,9 +272,14 @@ def load_all(runs: Path) -> tuple[list[RunRecord], list[str]]:
     problems: list[str] = []
     for path in _record_files(runs):
         try:
-            records.append(load(path))
+            record = load(path)
         except UserError as error:
             problems.extend(error.lines)
+            continue
+        if record.path(runs) == path:
+            records.append(record)
+        else:
+            problems.append(f"{path}: left out, it says it is {record.path(runs)}: a copy?")
     return records, problems
 
 

@@ -12,6 +12,8 @@ Letters: T tasks.
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -114,7 +116,8 @@ def run(
     record = books.record()
     if out is not None:
         record.save(out)
-        if path is not None:
+        # After a failure (out of memory, say) the next try may go on from the last task.
+        if path is not None and books.status == "done":
             path.unlink(missing_ok=True)
     return record
 
@@ -259,12 +262,23 @@ def _identity(books: _Books) -> dict[str, Any]:
         "seed": books.seed,
         "data": books.fingerprints,
         "torch": str(torch.__version__),  # a plain string, as a checkpoint holds nothing else
+        "code": _code_digest(),
         "threads": books.threads,
     }
 
 
+@functools.cache
+def _code_digest() -> str:
+    """Return a digest of the package: half a run by one code and half by another is no run."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).resolve().parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def _save(path: Path, books: _Books, strategy: Strategy | Foreign) -> None:
-    if not isinstance(strategy, Strategy):
+    # State that a method keeps without declaring it would be missing after a resume: rather start such a run again.
+    if not isinstance(strategy, Strategy) or strategy.undeclared():
         return
     checkpoint.save(
         path,
@@ -347,8 +361,9 @@ def choose_device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def _reproducible(seed: int, threads: int) -> Iterator[None]:
-    """Fix everything a run's numbers depend on besides its seed, and put it back afterwards."""
+    """Fix everything a run's numbers depend on besides its seed, and put torch's and the generators' state back."""
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    generators = checkpoint.generator_states({})
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -361,6 +376,7 @@ def _reproducible(seed: int, threads: int) -> Iterator[None]:
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
+        checkpoint.restore_generators(generators, {})
 
 
 @contextlib.contextmanager

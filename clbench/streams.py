@@ -342,7 +342,7 @@ def _choose(
 
     train, test = rows(task.source.y_train), rows(task.source.y_test)
     chosen = {}
-    n_validation = int(len(train) * spec.validation)
+    n_validation = round(len(train) * spec.validation)
     if spec.validation:
         if n_validation == 0:
             raise UserError(f"stream.validation: {spec.validation} of the {len(train)} samples of task {index} is none")

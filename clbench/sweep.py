@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from clbench import data, records, runner
 from clbench.errors import UserError
-from clbench.recipes import Experiment, load_baseline, load_task, resolve
+from clbench.recipes import Experiment, load_baseline, load_task, names, resolve
+from clbench.recipes import shipped as shipped_folder
 from clbench.specs import datasets_of
 from clbench.strategies.build import check
 
@@ -85,9 +86,24 @@ def plan(
                 experiment = resolve(task, baseline, overrides)
                 check(experiment)
                 experiments.append(experiment)
+    problems += _clashes(experiments)
     if problems:
         raise UserError(*dict.fromkeys(problems))
     return [Job(experiment, seed) for seed in dict.fromkeys(seeds) for experiment in experiments]
+
+
+def _clashes(experiments: Sequence[Experiment]) -> list[str]:
+    """Return a line for every two recipes whose records would have the same name."""
+    lines = []
+    seen: dict[tuple[str, str], tuple[str, str]] = {}
+    for experiment in experiments:
+        place, content = (experiment.task.name, experiment.label), (experiment.task.hash, experiment.hash)
+        if seen.setdefault(place, content) != content:
+            lines.append(f"two recipes are called '{place[0]}' or '{place[1]}': their records would mix; rename one")
+        own = Path(experiment.baseline.folder) != shipped_folder("baseline").resolve()
+        if own and experiment.baseline.name in names("baseline"):
+            lines.append(f"'{experiment.baseline.name}' is a shipped baseline: give your recipe's file another name")
+    return lines
 
 
 @contextlib.contextmanager
@@ -131,12 +147,12 @@ def sweep(
     where = runner.choose_device(device)
     _writable(out)
     if workers is None:
-        workers = 1 if where.type == "cuda" else max(1, (os.cpu_count() or 1) // threads)
+        workers = 1 if where.type == "cuda" else max(1, _cores() // threads)
     outcomes: dict[int, Outcome] = {}
     waiting: list[int] = []
     for number, job in enumerate(jobs):
         path = records.record_path(out, job.experiment.task.name, job.experiment.label, job.seed, where.type)
-        if _recorded(path, job):
+        if _recorded(path, job, threads, data_root):
             outcomes[number] = Outcome(job, "skipped", path)
         else:
             waiting.append(number)
@@ -264,16 +280,22 @@ def _say(outcome: Outcome, bar: Any, number: int, total: int, every: bool) -> No
 # ---------------------------------------------------------------------------------------------------------- the results
 
 
-def _recorded(path: Path, job: Job) -> bool:
-    """Whether this very run (same recipe, same settings) is done already."""
+def _recorded(path: Path, job: Job, threads: int, data_root: Path | None) -> bool:
+    """Whether this very run (same recipe, settings, data and threads) is done already."""
     if not path.is_file():
         return False
     try:
         record = records.load(path)
     except UserError:
         return False
-    same = record.task.hash == job.experiment.task.hash and record.baseline.hash == job.experiment.hash
-    return same and record.status == "done"
+    same_recipe = record.task.hash == job.experiment.task.hash and record.baseline.hash == job.experiment.hash
+    same_data = all(data.load(name, data_root).fingerprint == known for name, known in record.data.items())
+    return record.status == "done" and same_recipe and same_data and record.environment.threads == threads
+
+
+def _cores() -> int:
+    """Return the cores this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _writable(out: Path) -> None:

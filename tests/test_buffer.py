@@ -238,6 +238,18 @@ def test_a_draw_never_holds_a_sample_twice_and_uses_all_when_few() -> None:
         assert len(x) == len(set(x)) == min(count, 6)
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("count", [1, 3])
+def test_every_kept_sample_is_as_likely_to_be_drawn(policy: Policy, count: int) -> None:
+    """In 200 draws of 1 or 3 out of 10, each of the ten shows up 200 * count / 10 times, give or take chance."""
+    memory, counts = buffer(10, policy), Counter[int]()
+    feed(memory, numbered([0] * 10))
+    for _ in range(200):
+        counts.update((memory.draw(count).x.flatten() * 255).round().int().tolist())
+    assert set(counts) == set(range(10))
+    assert close_to_uniform([counts[number] for number in range(10)], count / 10, 200)
+
+
 def test_replayed_samples_are_augmented_anew() -> None:
     """With crops of 1 pixel an image shows up in several positions over many draws; the memory itself never changes."""
     task = tensor_task(torch.eye(3, dtype=torch.uint8).mul(255).view(1, 1, 3, 3), [0])

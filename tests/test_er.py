@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -87,6 +88,28 @@ def test_every_sample_of_a_task_is_offered_once_whatever_the_budget(baseline: st
         for done, experience in enumerate(stream.benchmark.train_stream, 1):
             strategy.train_task(experience)
             assert strategy.memory.seen == seen * done
+
+
+@pytest.mark.parametrize("baseline", ["er_ring", "er_balanced"])
+def test_tasks_of_the_same_labels_share_the_memory_of_a_run(baseline: str) -> None:
+    """Domain-incremental: 48 places after three tasks of labels 0 and 1 are 48 / 6 = 8 for each label of each task.
+
+    Were the tasks not told apart, a ring would hold the 24 latest samples of each label, all of them of the last task.
+    """
+    strategy, stream = made(synthetic("domain", n_tasks=3), baseline, buffer=48)
+    home = {
+        image.numpy().tobytes(): number
+        for number, task in enumerate(stream.train)
+        for image in task.stored(torch.arange(len(task)))
+    }
+    for done, experience in enumerate(stream.benchmark.train_stream, 1):
+        strategy.train_task(experience)
+        memory = strategy.memory
+        held = Counter(
+            (home[image.numpy().tobytes()], label)
+            for image, label in zip(memory.images, memory.labels.tolist(), strict=True)
+        )
+        assert held == {(task, label): 24 // done for task in range(done) for label in (0, 1)}
 
 
 def test_what_is_kept_is_counted_to_the_byte() -> None:

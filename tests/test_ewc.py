@@ -201,9 +201,9 @@ def test_one_merged_quadratic_has_the_gradient_of_all_tasks_quadratics() -> None
 
 
 def test_the_online_penalty_decays_the_old_fisher_and_moves_the_anchor() -> None:
-    """After three tasks F~ = gamma^2 F_1 + gamma F_2 + F_3 around the weights of the third."""
+    """After three tasks gamma F~ = gamma (gamma^2 F_1 + gamma F_2 + F_3) around the weights of the third."""
     strategy, anchors, (first, second, third) = penalised("online", gamma=0.5)
-    expected = 3.0 * (0.25 * first + 0.5 * second + third) * (weights(strategy) - anchors[-1])
+    expected = 3.0 * 0.5 * (0.25 * first + 0.5 * second + third) * (weights(strategy) - anchors[-1])
     torch.testing.assert_close(gradient(strategy), expected, rtol=1e-12, atol=1e-12)
 
 

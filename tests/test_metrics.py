@@ -86,6 +86,16 @@ def test_fwt_has_three_meanings() -> None:
     assert metrics.fwt_independent(FIVE, np.full(5, 0.90)) == pytest.approx(-0.03)
 
 
+def test_the_fwt_of_gem_takes_from_every_task_its_own_accuracy_before_training() -> None:
+    """Task 2 scored .4 before it was learned and .1 at birth, task 3 .6 and .2: (.3 + .4) / 2 = .35.
+
+    With the b of the task before each it would be ((.4 - .5) + (.6 - .1)) / 2 = .20; b of task 1 plays no part.
+    """
+    acc = np.array([[0.9, 0.4, 0.3], [0.8, 0.9, 0.6], [0.7, 0.8, 0.9]])
+    assert metrics.fwt_gem(acc, np.array([0.5, 0.1, 0.2])) == pytest.approx(0.35)
+    assert metrics.compute("fwt.gem", acc, np.array([0.0, 0.1, 0.2])) == pytest.approx(0.35)
+
+
 def test_the_maximum_of_chaudhry_includes_rows_before_the_task_was_learned() -> None:
     """Task 2 scored .8 before it was learned, .6 after, .5 at the end: the paper says .3, FACIL (seen tasks) .1.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,31 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: py
     assert trained == [2, 3]
     assert not list(tmp_path.rglob("*.checkpoint"))
     assert facts(resumed) == facts(run("synthetic_split", own("Stops"), 0))
+
+
+def test_a_run_interrupted_again_at_once_loses_nothing_of_its_books(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both tries end in task 3. Start, times, peaks and throughput are those of the first: nothing was added.
+
+    40 steps of batches of 32 of 400 samples are three epochs and one batch, 1,232 samples; of two tasks, 2,464.
+    """
+    days = iter(range(1, 9))
+    clock = type("Clock", (), {"now": staticmethod(lambda zone: datetime(2030, 1, next(days), tzinfo=zone))})
+    monkeypatch.setattr(runner, "datetime", clock)
+    records = []
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run("synthetic_split", own("Stops"), 0, out=tmp_path)
+        records.append(load(next(tmp_path.rglob("*.json"))))
+    assert records[0] == records[1]
+    timing = records[1].timing
+    assert timing.started.startswith("2030-01-01")
+    assert timing.train_samples_per_second is not None
+    trained = sum(seconds["train"] for seconds in timing.seconds)
+    assert timing.train_samples_per_second * trained == pytest.approx(2464)
+    monkeypatch.setattr(Stops, "switched_on", False)
+    assert run("synthetic_split", own("Stops"), 0, out=tmp_path).timing.started == timing.started
 
 
 def test_a_checkpoint_of_another_recipe_is_not_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

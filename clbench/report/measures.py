@@ -92,7 +92,11 @@ _COSTS = (
         "Peak = highest allocated memory in training above the level before it, worst task",
         lambda record: peak_of(record, "train"),
     ),
-    _cost("seconds", "Time", "seconds", "Time = wall clock of the whole run", lambda run: run.timing.total_seconds),
+    _cost(
+        "seconds", "Time", "seconds",
+        "Time = wall clock of all tasks, training to evaluation",
+        lambda run: run.timing.total_seconds,
+    ),
 )
 
 MEASURES: dict[str, Measure] = {

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from clbench.errors import UserError, unknown
 from clbench.records import BaselineInfo, RunRecord, TaskInfo, load_all
+from clbench.specs import content_hash
 
 FAMILIES = ("bounds", "regularisation", "replay", "expansion", "sharing", "hypernetwork")
 """Order of families in tables; others follow by name."""
@@ -152,8 +153,12 @@ def _task_blocks(name: str, members: dict[tuple[int, str, str, str], list[RunRec
 
 def _groups(records: list[RunRecord]) -> tuple[tuple[Group, ...], list[str]]:
     members: dict[tuple[str, str], list[RunRecord]] = {}
+    usual = _conditions(records[0])
     for record in records:
-        members.setdefault((record.baseline.label, record.baseline.hash), []).append(record)
+        digest = record.baseline.hash
+        if _conditions(record) != usual:
+            digest = content_hash([digest, *_conditions(record)])
+        members.setdefault((record.baseline.label, digest), []).append(record)
     counts: dict[str, int] = {}
     for label, _ in members:
         counts[label] = counts.get(label, 0) + 1
@@ -166,11 +171,16 @@ def _groups(records: list[RunRecord]) -> tuple[tuple[Group, ...], list[str]]:
         for (label, digest), runs in members.items()
     ]
     notes = [
-        f"{label}: records of {count} different settings stand apart (# and the hash of the settings)"
+        f"{label}: records of {count} different settings, data or thread counts stand apart (# and a hash)"
         for label, count in sorted(counts.items())
         if count > 1
     ]
     return tuple(sorted(groups, key=lambda group: (family_rank(group.baseline.family), group.label))), notes
+
+
+def _conditions(record: RunRecord) -> tuple[str, int]:
+    """Return what numbers depend on besides recipe, seed and device: the data and the number of threads."""
+    return content_hash(record.data), record.environment.threads
 
 
 def family_rank(family: str) -> tuple[int, str]:

@@ -9,7 +9,8 @@ tensors) with a loop of its own. A method that is one idea overrides one hook:
     before_task, after_task  what happens around a task (snapshots, importances)
 
 A method with phases overrides `train_task` and calls `fit` for each. What a method stores is declared in `stores`, by
-attribute name: from it come the footprint and the checkpoint, so neither can forget anything.
+attribute name: from it come the footprint and the checkpoint. Tensors in other attributes are counted all the same, but
+a run that keeps such is not saved between tasks.
 
 Letters: B batch, C classes, P parameters.
 """
@@ -29,7 +30,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
-from clbench.footprint import Holdings
+from clbench.footprint import Holdings, tensors_in
 from clbench.loading import Batch, ResidentLoader, TensorTask, task_index, tasks_in
 from clbench.nets import HeadedNet
 from clbench.seeds import derive
@@ -96,6 +97,7 @@ class Strategy(SupervisedTemplate):
         """Samples that went through a training step, replayed ones included."""
         self.phase: Callable[[str], AbstractContextManager[None]] = lambda name: contextlib.nullcontext()
         """Marks a phase of a task (grow, consolidate) for the memory meter; set by the runner."""
+        self._own = frozenset(vars(self)) | {"_own"}
 
     # ------------------------------------------------------------------------------------------------ hooks of a method
 
@@ -234,10 +236,15 @@ class Strategy(SupervisedTemplate):
         return Holdings(
             model=self.model,
             optimizers=(self.optimizer,),
-            auxiliary={name: getattr(self, name) for name in self.stores},
+            auxiliary={name: getattr(self, name) for name in self.stores} | self.undeclared(),
             answers_with=self.answers_with,
             task_parameters=self.model.task_parameters(),
         )
+
+    def undeclared(self) -> dict[str, Any]:
+        """Return attributes that hold tensors without being declared in `stores`: counted, but not saved."""
+        added = {name: value for name, value in vars(self).items() if name not in self._own and name not in self.stores}
+        return {name: value for name, value in added.items() if tensors_in(value)}
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on learning bit for bit: plain values and tensors, for `torch.save`."""

@@ -64,6 +64,7 @@ def _checked(experiment: Experiment) -> tuple[type, Any]:
     cls = find_class(experiment.baseline)
     settings = _settings(cls, experiment)
     scenario = experiment.task.stream.scenario
+    _recordable(experiment, settings)
     works_in = set(experiment.baseline.scenarios)
     if issubclass(cls, Strategy):
         works_in &= cls.scenarios
@@ -73,6 +74,16 @@ def _checked(experiment: Experiment) -> tuple[type, Any]:
             f"'{experiment.task.name}'; it is in: {', '.join(sorted(works_in))}"
         )
     return cls, settings
+
+
+def _recordable(experiment: Experiment, settings: Any) -> None:
+    """Refuse settings that a record cannot hold, before anything runs: what a setting was must be written down."""
+    try:
+        json.dumps(settings if isinstance(settings, dict) else dataclasses.asdict(settings), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"baseline '{experiment.baseline.name}': a setting is no plain number, text, list or table ({error})"
+        ) from None
 
 
 def build(experiment: Experiment, setup: Setup) -> Strategy | Foreign:

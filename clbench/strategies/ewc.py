@@ -4,7 +4,8 @@ Paper      Kirkpatrick et al. 2017, PNAS 114(13), doi:10.1073/pnas.1611835114; o
            "Progress & Compress", arXiv:1805.06370.
 Method     after task k, with weights theta*_k,  F_k = E_x E_{y ~ p(y|x)} [ (d log p(y|x) / d theta)^2 ],
            then train on the loss + (lam / 2) * sum_k F_k (theta - theta*_k)^2         (separate)
-           or, with F~_k = gamma F~_{k-1} + F_k,  + (lam / 2) * F~ (theta - theta*)^2  (online, theta* the latest).
+           or, with F~_k = gamma F~_{k-1} + F_k,
+                               + (lam / 2) * gamma F~ (theta - theta*)^2               (online, theta* the latest).
 Estimators of F (van de Ven 2025, "On the computation of the Fisher information in continual learning"; lam means
            something else under each):
            exact      the expectation over labels in full, one sample at a time
@@ -67,8 +68,7 @@ class EWC(Strategy):
     def penalty(self) -> Tensor:
         """Return (lam / 2) * sum of importance * (theta - anchor)^2, a 0-dim tensor; training uses its gradient."""
         terms = [(value * (theta - anchor).square()).sum() for theta, value, anchor in self._anchored()]
-        strength: float = self.config.lam
-        return strength / 2 * torch.stack(terms).sum() if terms else torch.zeros((), device=self.device)
+        return self._strength() / 2 * torch.stack(terms).sum() if terms else torch.zeros((), device=self.device)
 
     @torch.no_grad()
     def after_backward(self) -> None:
@@ -82,7 +82,11 @@ class EWC(Strategy):
         active = [(theta.grad, theta, *rest) for theta, *rest in self._anchored() if theta.grad is not None]
         if active:
             gradients, thetas, values, anchors = (list(column) for column in zip(*active, strict=True))
-            torch._foreach_addcmul_(gradients, torch._foreach_sub(thetas, anchors), values, value=self.config.lam)
+            torch._foreach_addcmul_(gradients, torch._foreach_sub(thetas, anchors), values, value=self._strength())
+
+    def _strength(self) -> float:
+        """Return lam, times gamma in the online mode: a task is held to the Fisher of its past, already decayed."""
+        return float(self.config.lam * (self.config.gamma if self.config.mode == "online" else 1.0))
 
     def _anchored(self) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
         """Return parameter, importance and anchor of everything that earlier tasks care for."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -194,6 +195,7 @@ class Foreign:
 
     def holdings(self) -> Holdings:
         """Return what a walk over the strategy and its plugins finds."""
-        return foreign_holdings(
+        found = foreign_holdings(
             self.strategy, skip=lambda item: is_scaffolding(item) or isinstance(item, (_Budget, _RightAnswers))
         )
+        return replace(found, task_parameters=self._headed.task_parameters())
