@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -80,9 +81,9 @@ def test_no_sample_set_aside_is_ever_trained_on(baseline: str, monkeypatch: pyte
     schedule = {"kind": "plateau", "factor": 0.5, "patience": 9, "min_lr": 1e-9}
     task = synthetic("domain", n_tasks=2, epochs=2, schedule=schedule)
     task = task.model_copy(update={"stream": task.stream.model_copy(update={"validation": 0.25})})
-    overrides = {"lam": 1.0} if baseline == "ewc" else {}
+    overrides: dict[str, Any] = {"lam": 1.0} if baseline == "ewc" else {}
     strategy, stream = made(task, baseline, **overrides)
-    plain = type(strategy).rehearse
+    plain: Callable[[Strategy, Batch], Batch] = type(strategy).rehearse
     stepped: set[bytes] = set()
 
     def rehearse(self: Strategy, batch: Batch) -> Batch:
@@ -107,7 +108,7 @@ def images(x: Tensor) -> list[bytes]:
 
 
 def test_the_validation_loss_is_that_of_the_net_as_it_answers() -> None:
-    """Inputs of 255 / 255 = 1 and a net of one input, all dropped or doubled in training: z = (2 x, 0) if kept.
+    """Every input x is 255 / 255 = 1. In training the net's z = (x, 0) has x dropped or doubled.
 
     As it answers, z = (1, 0), so that label 0 loses log(1 + e^-1) and label 1 log(1 + e): over both, the mean. A second
     call agrees to the bit, and training goes on in training mode where it was, in evaluation mode where that was.

@@ -22,7 +22,8 @@ def test_dropout_has_no_part_in_the_fisher(estimator: str) -> None:
     All three are taken on the same weights and with the strategy's own chance in the same state, whatever mode the net
     was left in; the first is the one that training itself kept.
     """
-    task = synthetic(n_tasks=1, iterations=5).model_copy(update={"model": MLPModel(kind="mlp", hidden=[16], dropout=0.5)})
+    net = MLPModel(kind="mlp", hidden=[16], dropout=0.5)
+    task = synthetic(n_tasks=1, iterations=5).model_copy(update={"model": net})
     strategy, stream = made(task, "ewc", fisher=estimator, lam=1.0)
     (experience,) = stream.benchmark.train_stream
     states = []
