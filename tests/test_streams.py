@@ -304,7 +304,7 @@ def test_validation_and_training_samples_are_disjoint_and_complete(how: str) -> 
     stream = build(split(part(n_tasks=5), validation=0.2, validation_from=how))
     whole = build(split(part(n_tasks=5)))
     for train, validation, all_samples in zip(stream.train, stream.validation, whole.train, strict=True):
-        assert len(validation) == int(0.2 * len(all_samples))
+        assert len(validation) == round(0.2 * len(all_samples))
         assert sorted(train.rows.tolist() + validation.rows.tolist()) == all_samples.rows.tolist()
         if how == "first":
             assert validation.rows.tolist() == all_samples.rows.tolist()[: len(validation)]
