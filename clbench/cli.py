@@ -55,9 +55,11 @@ def _run(options: argparse.Namespace) -> int:
     jobs = sweep.plan(options.task, options.baseline, _seeds(options.seeds), _overrides(options.set))
     outcomes = _sweep(jobs, options)
     _print_table(outcomes)
-    counts = {status: sum(outcome.status == status for outcome in outcomes) for status in ("done", "skipped", "failed")}
+    kinds = ("done", "skipped", "failed", "interrupted")
+    counts = {status: sum(outcome.status == status for outcome in outcomes) for status in kinds}
+    stopped = f", {counts['interrupted']} interrupted" if counts["interrupted"] else ""
     print(
-        f"{counts['done']} runs done, {counts['skipped']} recorded before, {counts['failed']} failed "
+        f"{counts['done']} runs done, {counts['skipped']} recorded before, {counts['failed']} failed{stopped} "
         f"in {sweep.seconds_since(started)}. Records: {options.out}"
     )
     return _explain_failures(outcomes)
@@ -88,7 +90,7 @@ def _explain_failures(outcomes: Sequence[Any]) -> int:
     for outcome in failed:
         where = outcome.log or outcome.record
         print(f"clbench: failed: {outcome.job}: {outcome.error} (see {where})", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed or any(outcome.status == "interrupted" for outcome in outcomes) else 0
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -231,7 +233,8 @@ def _new(options: argparse.Namespace) -> int:
     written = new_strategy(options.name, options.folder, options.source)
     for path in written:
         print(f"wrote {path}")
-    print(f"try it: clbench run --task digits_split --baseline {written[1] if written[1].parent != Path() else './'}")
+    recipe = written[1] if written[1].parent != Path() else f"./{written[1]}"
+    print(f"try it: clbench run --task digits_split --baseline {recipe}")
     return 0
 
 
@@ -279,8 +282,9 @@ def _seeds(text: str) -> list[int]:
         numbers = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         numbers = []
-    if not numbers or min(numbers) < 0 or (numbers == [0] and "," not in text):
-        raise UserError(f"--seeds {text}: give a number of seeds (5), or a list (0,3,7); for seed 0 alone: 0,")
+    too_many = "," not in text and numbers and numbers[0] > 1000
+    if not numbers or min(numbers) < 0 or max(numbers) >= 2**32 or too_many or (numbers == [0] and "," not in text):
+        raise UserError(f"--seeds {text}: give a number of seeds (5; at most 1000) or a list (0,3,7); seed 0 alone: 0,")
     return list(range(numbers[0])) if len(numbers) == 1 and "," not in text else numbers
 
 

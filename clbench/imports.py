@@ -57,4 +57,7 @@ def _from_file(path: Path, where: str) -> ModuleType:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise UserError(f"{path}:{error.lineno}: {error.msg}") from None
+    # A user's file that cannot be imported is a user's mistake, whatever it raises.
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{path}: importing it fails: {type(error).__name__}: {error}") from None
     return module

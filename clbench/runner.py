@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -143,7 +143,10 @@ def _learn(books: _Books, stream: Stream, path: Path | None, progress: Callable[
         with meter.phase("train"):
             strategy.train_task(experience)
         with meter.phase("evaluate"):
-            books.acc.append([strategy.accuracy(test) for test in tests])
+            row = [strategy.accuracy(test) for test in tests]
+        if not np.isfinite(row).all():
+            raise FloatingPointError(f"an accuracy after task {index + 1} is {row}")
+        books.acc.append(row)
         books.footprints.append(footprint(strategy.holdings()))
         peaks, seconds = meter.take()
         books.peaks.append(peaks)
@@ -153,6 +156,24 @@ def _learn(books: _Books, stream: Stream, path: Path | None, progress: Callable[
             _save(path, books, strategy)
         if progress is not None:
             progress(index + 1, stream.n_tasks)
+
+
+def preflight(experiments: Sequence[Experiment], data_root: Path | None = None) -> list[str]:
+    """Return a line for each task whose stream or net cannot be built: what a run would find out first."""
+    problems: list[str] = []
+    streams: dict[str, Stream | None] = {}
+    for experiment in experiments:
+        task = experiment.task
+        try:
+            if task.hash not in streams:
+                streams[task.hash] = None
+                streams[task.hash] = make_stream(task.stream, 0, torch.device("cpu"), data_root)
+            stream = streams[task.hash]
+            if stream is not None:
+                net_factory(experiment, stream, 0)
+        except UserError as error:
+            problems += [line if "task '" in line else f"task '{task.name}': {line}" for line in error.lines]
+    return problems
 
 
 # ------------------------------------------------------------------------------------------------------------ the books
@@ -387,6 +408,8 @@ def _stoppable() -> Iterator[None]:
         return
 
     def stop(signum: int, frame: object) -> None:
+        # Once is enough: a second signal must not break off the saving of the record.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, stop)

@@ -96,9 +96,11 @@ def new_strategy(name: str, folder: Path, source: str | None = None) -> list[Pat
     """
     if not name.isidentifier() or keyword.iskeyword(name):
         raise UserError(f"new strategy '{name}': the name must be a Python name, like my_method")
+    class_name = "".join(part.capitalize() for part in name.split("_"))
+    if not class_name.isidentifier() or not name.isascii():
+        raise UserError(f"new strategy '{name}': the name must have plain letters, like my_method")
     if name in recipes.names("baseline"):
         raise UserError(f"new strategy '{name}': a shipped baseline has that name; records would mix")
-    class_name = "".join(part.capitalize() for part in name.split("_"))
     code, recipe = (STRATEGY, RECIPE) if source is None else _copied(source)
     files = {f"{name}.py": code, f"{name}.toml": recipe, f"test_{name}.py": TEST}
     there = [file for file in files if (folder / file).exists()]

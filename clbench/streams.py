@@ -353,6 +353,15 @@ def _choose(
         keep = torch.ones(len(train), dtype=torch.bool)
         keep[aside] = False
         chosen["validation"], train = train[aside], train[keep]
+    for split, asked, there in (
+        ("train", spec.train_samples_per_task, len(train)),
+        ("test", spec.test_samples_per_task, len(test)),
+    ):
+        if asked is not None and asked > there:
+            raise UserError(
+                f"stream.{split}_samples_per_task is {asked}: task {index + 1} has {there} "
+                f"samples of '{task.source.name}'"
+            )
     if spec.train_samples_per_task is not None:
         train = train[drawn(train, spec.train_samples_per_task, "samples")]
     if spec.test_samples_per_task is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -87,6 +88,8 @@ def plan(
                 check(experiment)
                 experiments.append(experiment)
     problems += _clashes(experiments)
+    if not missing:
+        problems += runner.preflight(experiments, data_root)
     if problems:
         raise UserError(*dict.fromkeys(problems))
     return [Job(experiment, seed) for seed in dict.fromkeys(seeds) for experiment in experiments]
@@ -252,6 +255,8 @@ def _work(job: Job, out: Path, options: dict[str, Any], log: Path, pipe: Connect
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    # A terminal's Ctrl-C reaches every process: only the parent's own word stops a worker, once.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         record = runner.run(
             job.experiment.task,
@@ -266,7 +271,10 @@ def _work(job: Job, out: Path, options: dict[str, Any], log: Path, pipe: Connect
     except KeyboardInterrupt:
         pipe.send(("end", "interrupted", None))
     except UserError as error:
-        pipe.send(("end", "failed", "; ".join(error.lines)))
+        said = "; ".join(error.lines)
+        device = runner.choose_device(options["device"]).type
+        runner.failed_record(job.experiment, job.seed, device, options["threads"], said).save(out)
+        pipe.send(("end", "failed", said))
 
 
 def _say(outcome: Outcome, bar: Any, number: int, total: int, every: bool) -> None:
