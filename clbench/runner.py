@@ -14,12 +14,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import os
-import platform
 import random
 import signal
-import subprocess
 import sys
 import threading
 import traceback
@@ -32,7 +29,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from clbench import __version__, checkpoint
+from clbench import checkpoint
+from clbench.environment import code_version, environment
 from clbench.errors import UserError
 from clbench.footprint import footprint
 from clbench.imports import load_object
@@ -42,7 +40,6 @@ from clbench.recipes import Experiment, load_baseline, load_task, resolve
 from clbench.records import (
     BaselineInfo,
     Code,
-    Environment,
     Footprint,
     Peak,
     RunRecord,
@@ -198,6 +195,8 @@ class _Books:
     single_task_parameters: int = 0
     error: str | None = None
     trace: str | None = None
+    code: Code = field(default_factory=code_version)
+    """As it was when the run began: a checkout may move on meanwhile."""
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def fail(self, error: Exception) -> None:
@@ -233,7 +232,7 @@ class _Books:
                 origin=experiment.origin,
             ),
             seed=self.seed,
-            code=code_version(),
+            code=self.code,
             environment=environment(self.device, self.threads),
             data=self.fingerprints,
             acc=self.acc,
@@ -417,44 +416,3 @@ def _stoppable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def environment(device: torch.device, threads: int) -> Environment:
-    """Return where a run happens."""
-    cuda = device.type == "cuda"
-    return Environment(
-        device="cuda" if cuda else "cpu",
-        device_name=torch.cuda.get_device_name(device) if cuda else _processor(),
-        threads=threads,
-        python=platform.python_version(),
-        torch=str(torch.__version__),
-        cuda=torch.version.cuda if cuda else None,
-        avalanche=importlib.metadata.version("avalanche-lib"),
-        platform=f"{platform.system()} {platform.machine()}",
-    )
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def code_version() -> Code:
-    """Return which clbench this is; commit and dirty flag where it runs from a checkout."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return Code(version=__version__, commit=None, dirty=None)
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=20, check=True)
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    # Records and figures are what runs produce: they do not make the code another one.
-    changed = git("status", "--porcelain", "--", ".", ":!results")
-    return Code(version=__version__, commit=git("rev-parse", "HEAD"), dirty=None if changed is None else bool(changed))

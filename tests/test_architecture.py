@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "footprint": {"records", "tensors"},
     "memory": {"records"},
     "checkpoint": {"records"},
+    "environment": {"", "records"},
     "data_content": {"errors"},
     "data_sources": {"errors", "data_content"},
     "data": {"errors", "data_content", "data_sources", "records"},
@@ -40,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "strategies.build": PLAIN | {"recipes", "imports", "strategies.base", "strategies.foreign"},
     "runner": PLAIN
     | {
-        "", "recipes", "records", "streams", "nets", "footprint", "memory", "checkpoint", "imports",
+        "", "recipes", "records", "streams", "nets", "footprint", "memory", "checkpoint", "environment", "imports",
         "strategies.base", "strategies.build", "strategies.foreign",
     },
     "sweep": PLAIN | {"runner", "recipes", "records", "data", "strategies.build"},
@@ -53,8 +54,8 @@ ALLOWED: dict[str, set[str]] = {
 
 OUTSIDE: dict[str, set[str]] = {
     "torch": {
-        "checkpoint", "data", "data_content", "data_sources", "doctor", "footprint", "loading", "memory", "nets",
-        "runner", "strategies", "streams", "sweep", "tensors", "views",
+        "checkpoint", "data", "data_content", "data_sources", "doctor", "environment", "footprint", "loading", "memory",
+        "nets", "runner", "strategies", "streams", "sweep", "tensors", "views",
     },
     "avalanche": {"loading", "runner", "strategies", "streams", "scaffold"},
 }  # fmt: skip
