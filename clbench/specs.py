@@ -156,6 +156,8 @@ class LeNetModel(_Model):
     kind: Literal["lenet"]
     channels: tuple[int, int] = (20, 50)
     hidden: tuple[int, int] = (800, 500)
+    response_norm: bool = True
+    """Off for methods that cut units out of a net: the normalisation lets neighbouring channels change each other."""
 
 
 class ResNet18Model(_Model):

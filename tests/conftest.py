@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 
+# Before torch is imported: pytest-xdist starts a worker a core, so a second thread in each only gets in the way; and on
+# some processors oneDNN's backward convolution of a wide ResNet ends a two-threaded process under pytest.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:

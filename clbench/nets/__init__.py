@@ -15,4 +15,5 @@ from clbench.nets.heads import SingleHead as SingleHead
 from clbench.nets.mlp import MLP as MLP
 from clbench.nets.resnet import ResNet18 as ResNet18
 from clbench.nets.resnet import ResNet32 as ResNet32
+from clbench.nets.trunk import ChainTrunk as ChainTrunk
 from clbench.nets.trunk import Trunk as Trunk

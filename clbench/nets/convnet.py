@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clbench.nets.trunk import Trunk
+from clbench.nets.trunk import ChainTrunk
 
 
-class ZenkeNet(Trunk):
+class ZenkeNet(ChainTrunk):
     """The conv net of Synaptic Intelligence for CIFAR (Zenke et al. 2017, appendix), also used by HNET.
 
     Two times (3x3 conv that keeps the size, 3x3 conv that trims one pixel on every side, 2x2 max pool, dropout), then
@@ -48,6 +48,7 @@ class ZenkeNet(Trunk):
         self.conv2 = nn.Conv2d(first, first, 3)
         self.conv3 = nn.Conv2d(first, second, 3, padding=1)
         self.conv4 = nn.Conv2d(second, second, 3)
+        self.chain = ("conv1", "conv2", "conv3", "conv4", "hidden")
         self.pool = nn.MaxPool2d(2)
         height, width = (((side - 2) // 2 - 2) // 2 for side in self.input_shape[1:])
         self.hidden = nn.Linear(second * height * width, hidden)
@@ -55,17 +56,26 @@ class ZenkeNet(Trunk):
         self.dropout_hidden = nn.Dropout(dropout[1])
         self.out_features = hidden
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the hidden layer, (B, C, H, W) -> (B, out_features)."""
-        x = F.relu(self.conv2(F.relu(self.conv1(self._laid_out(x)))))
-        x = self.dropout_pool(self.pool(x))
-        x = F.relu(self.conv4(F.relu(self.conv3(x))))
-        x = self.dropout_pool(self.pool(x))
-        features: Tensor = self.dropout_hidden(F.relu(self.hidden(x.flatten(1))))
-        return features
+    def prepare(self, x: Tensor) -> Tensor:
+        """Return the images in the convolutions' memory layout."""
+        return self._laid_out(x)
+
+    def between(self, i: int, x: Tensor) -> Tensor:
+        """Return ReLU, then pool and dropout after a pair of convolutions; maps are rows before the hidden layer."""
+        x = F.relu(x)
+        if i == 4:
+            return self._dropped(self.dropout_hidden, x)
+        if i in (1, 3):
+            x = self._dropped(self.dropout_pool, self.pool(x))
+        return x.flatten(1) if i == 3 else x
+
+    @staticmethod
+    def _dropped(dropout: nn.Module, x: Tensor) -> Tensor:
+        dropped: Tensor = dropout(x)
+        return dropped
 
 
-class LeNet(Trunk):
+class LeNet(ChainTrunk):
     """The LeNet-like net of APD for CIFAR-100 (Yoon et al. 2020), later of GPM and WSN with other widths.
 
     Two times (5x5 conv that keeps the size, ReLU, local response normalisation, 3x3 max pool with stride 2), then two
@@ -82,27 +92,45 @@ class LeNet(Trunk):
         input_shape: channels, height and width; any size.
         channels: of the two convolutions.
         hidden: widths of the two hidden layers; the second is `out_features`.
+        response_norm: whether to normalise; it makes channels depend on their neighbours, which methods that cut units
+            out of a net cannot have.
     """
 
     def __init__(
-        self, input_shape: Sequence[int], channels: tuple[int, int] = (20, 50), hidden: tuple[int, int] = (800, 500)
+        self,
+        input_shape: Sequence[int],
+        channels: tuple[int, int] = (20, 50),
+        hidden: tuple[int, int] = (800, 500),
+        response_norm: bool = True,
     ) -> None:
         super().__init__(input_shape)
         first, second = channels
         self.conv1 = nn.Conv2d(self.input_shape[0], first, 5, padding=2)
         self.conv2 = nn.Conv2d(first, second, 5, padding=2)
-        self.norm = _ResponseNorm()
+        self.chain = ("conv1", "conv2", "hidden1", "hidden2")
+        self.response_norm = response_norm
+        self.norm = _ResponseNorm() if response_norm else nn.Identity()
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)  # n -> ceil(n / 2)
         height, width = ((side + 3) // 4 for side in self.input_shape[1:])
         self.hidden1 = nn.Linear(second * height * width, hidden[0])
         self.hidden2 = nn.Linear(hidden[0], hidden[1])
         self.out_features = hidden[1]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the second hidden layer, (B, C, H, W) -> (B, out_features)."""
-        x = self.pool(self.norm(F.relu(self.conv1(self._laid_out(x)))))
-        x = self.pool(self.norm(F.relu(self.conv2(x))))
-        return F.relu(self.hidden2(F.relu(self.hidden1(x.flatten(1)))))
+    def prepare(self, x: Tensor) -> Tensor:
+        """Return the images in the convolutions' memory layout."""
+        return self._laid_out(x)
+
+    def between(self, i: int, x: Tensor) -> Tensor:
+        """Return ReLU, after a convolution normalised and pooled; maps become rows before the hidden layers."""
+        x = F.relu(x)
+        if i < 2:
+            x = self.pool(self.norm(x))
+        return x.flatten(1) if i == 1 else x
+
+    @property
+    def mixes_units(self) -> bool:
+        """Response normalisation divides a channel by its neighbours' size."""
+        return self.response_norm
 
 
 class _ResponseNorm(nn.Module):

@@ -9,10 +9,10 @@ from math import prod
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clbench.nets.trunk import Trunk
+from clbench.nets.trunk import ChainTrunk
 
 
-class MLP(Trunk):
+class MLP(ChainTrunk):
     """Fully connected layers, each followed by ReLU and, if asked for, dropout. Initialised as PyTorch does.
 
     Parameters: the sum over layers of fan_in * width + width, without the last term where `bias` is off.
@@ -37,12 +37,15 @@ class MLP(Trunk):
         self.layers = nn.ModuleList(
             nn.Linear(fan_in, width, bias=bias) for fan_in, width in pairwise(widths)
         )
+        self.chain = tuple(f"layers.{i}" for i in range(len(hidden)))
         self.dropout = nn.Dropout(dropout)
         self.out_features = widths[-1]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the last hidden layer, (B, C, H, W) -> (B, out_features)."""
-        x = x.flatten(1)
-        for layer in self.layers:
-            x = self.dropout(F.relu(layer(x)))
-        return x
+    def prepare(self, x: Tensor) -> Tensor:
+        """Return the pixels as one row, (B, C, H, W) -> (B, C * H * W)."""
+        return x.flatten(1)
+
+    def between(self, i: int, x: Tensor) -> Tensor:
+        """Return ReLU and dropout of any layer's output."""
+        dropped: Tensor = self.dropout(F.relu(x))
+        return dropped

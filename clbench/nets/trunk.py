@@ -1,8 +1,12 @@
-"""What every trunk is: a module from images to features, which knows how many features it yields."""
+"""What every trunk is: a module from images to features, which knows how many features it yields.
+
+A `ChainTrunk` is one whose layers follow one another, nothing beside them. Methods that grow, mask, share or generate
+weights can take such a net apart: run it with other weights, or with some of its units.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -46,3 +50,48 @@ class Trunk(nn.Module):
         if small:
             needs = f"{type(self).__name__} needs images of at least {least}x{least} pixels"
             raise ValueError(f"{needs}; {' and '.join(small)} is too small")
+
+
+class ChainTrunk(Trunk):
+    """Base of the trunks that are a chain: `prepare`, then per layer its linear map and what lies `between`.
+
+    `forward` is, over the layers i of `chain`, `x = between(i, layer_i(x))`, begun with `prepare(x)`. Whoever has other
+    weights for the layers runs the same chain with them (`run`). A layer's units are its outputs: features of a Linear,
+    channels of a Conv2d.
+    """
+
+    chain: tuple[str, ...]
+    """Names of the layers, `nn.Linear` or `nn.Conv2d`, in the order of the forward pass."""
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Return images (B, C, H, W) as the first layer takes them."""
+        raise NotImplementedError
+
+    def between(self, i: int, x: Tensor) -> Tensor:
+        """Return what layer i + 1 sees, or the features after the last: x is what layer i put out.
+
+        Acts on every unit alone, with the exception of a LeNet with response normalisation (`mixes_units`).
+        """
+        raise NotImplementedError
+
+    @property
+    def mixes_units(self) -> bool:
+        """Whether what lies between layers lets one unit change another: then no unit can be cut out exactly."""
+        return False
+
+    def layer(self, i: int) -> nn.Linear | nn.Conv2d:
+        """Return the i-th layer of the chain."""
+        layer = self.get_submodule(self.chain[i])
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features, (B, C, H, W) -> (B, out_features)."""
+        return self.run(x, [self.layer(i) for i in range(len(self.chain))])
+
+    def run(self, x: Tensor, layers: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+        """Return the features with `layers`, one map per layer of the chain, in place of the net's own."""
+        x = self.prepare(x)
+        for i, layer in enumerate(layers):
+            x = self.between(i, layer(x))
+        return x
