@@ -48,6 +48,48 @@ def _mean(values: Vector) -> float:
     return float(values.mean()) if values.size else NAN
 
 
+def auroc(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+    """Return the mean one-against-rest area under the ROC curve over the classes of `labels`, in [0, 1].
+
+    A class's area is P(score of one of its samples > score of another's) + 1/2 P(the two are equal), exact under ties.
+    Classes that no sample has, or every sample, have no area and are left out of the mean; a class that has no column
+    in `scores` (it has no output yet) cannot be told apart and counts 0.5.
+
+    Args:
+        scores: (N, C), column c higher where class c is likelier; only the order within a column matters.
+        labels: (N,), integers from 0; may exceed C - 1.
+
+    Returns:
+        NaN where no class has an area (one class alone, no sample) or a score is NaN.
+
+    Raises:
+        ValueError: shapes that do not fit, a negative label.
+
+    Source: Hanley & McNeil 1982 (the area as a Mann-Whitney statistic); DEN's code takes this mean over ten outputs.
+    """
+    table, classes = np.asarray(scores), np.asarray(labels)
+    if table.ndim != 2 or classes.shape != table.shape[:1]:
+        raise ValueError(f"scores are (N, C) and labels (N,), not {table.shape} and {classes.shape}")
+    if classes.size and classes.min() < 0:
+        raise ValueError(f"a label is {classes.min()}")
+    if np.isnan(table).any():
+        return NAN
+    areas = []
+    for label, count in zip(*np.unique(classes, return_counts=True), strict=True):
+        others = len(classes) - int(count)
+        if others == 0:
+            continue
+        if label >= table.shape[1]:
+            areas.append(0.5)
+            continue
+        ordered, own = np.sort(table[:, label]), np.sort(table[classes == label, label])
+        # Twice the pairs (own, any) in the right order, ties half: integers, so nothing is rounded. Of the pairs
+        # within the class exactly half are in order, by symmetry.
+        twice = int(np.searchsorted(ordered, own, "left").sum()) + int(np.searchsorted(ordered, own, "right").sum())
+        areas.append((twice - int(count) ** 2) / (2 * int(count) * others))
+    return _mean(np.array(areas))
+
+
 def seen_only(acc: Matrix) -> Matrix:
     """Return a copy of `acc` (T, T) with NaN above the diagonal: what a library sees that tests learned tasks only."""
     matrix = _checked(acc).copy()

@@ -30,6 +30,9 @@ SCHEMA = 1
 
 Status = Literal["done", "failed", "interrupted"]
 
+_LATER = ("auroc", "auroc_init", "widths", "units")
+"""Keys that older files of this schema do not have."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -134,13 +137,21 @@ class Timing(_Part):
     train_samples_per_second: float | None
 
 
+GrowthKind = Literal["added", "pruned", "split", "reused"]
+
+
 class GrowthEvent(_Part):
-    """One change of a network's size."""
+    """One change of a network's size, or one use of units that were there already."""
 
     after_task: int
+    """Index, from 0, of the task during which it happened."""
     layer: str
-    kind: Literal["added", "pruned", "split", "reused"]
+    kind: GrowthKind
+    """added: new units. pruned: units taken out. split: units copied, the old ones kept for earlier tasks.
+    reused: units born for an earlier task that this one builds on."""
     units: int
+    born: int | None = None
+    """reused: index of the task during which these units were born."""
 
 
 class RunRecord(_Part):
@@ -159,11 +170,21 @@ class RunRecord(_Part):
     """(rows so far, T): acc[i][j] = test accuracy on task j after training on task i, fractions in [0, 1]."""
     acc_init: list[float]
     """(T,): test accuracy on every task before any training; the reference of forward transfer."""
+    auroc: list[list[float]] | None = None
+    """(rows so far, T), shaped like `acc`: mean one-against-rest area under the ROC curve (`metrics.auroc`), in
+    [0, 1]; None where the task's recipe does not ask for it."""
+    auroc_init: list[float] | None = None
+    """(T,), shaped like `acc_init`."""
     single_task_parameters: int
     """Elements of the net that would serve the first task alone: the unit of "x one task's net"."""
     footprints: list[Footprint]
     """One a task."""
     growth: list[GrowthEvent] = Field(default_factory=list)
+    """What grew, shrank and was used again, in order."""
+    widths: list[dict[str, int]] = Field(default_factory=list)
+    """One entry a task learned: layer -> units it has then. Empty for methods whose net keeps its size."""
+    units: list[dict[str, list[tuple[int, int]]]] = Field(default_factory=list)
+    """Entry t: layer -> half-open ranges of the units that serve task t, as of the last task learned."""
     error: str | None = None
     """One line; set when status is "failed"."""
     traceback: str | None = None
@@ -183,8 +204,13 @@ class RunRecord(_Part):
         return record_path(runs, self.task.name, self.baseline.label, self.seed, self.environment.device)
 
     def dumps(self) -> str:
-        """Return the record as JSON text with a fixed order of keys. Raises ValueError on NaN or infinity."""
-        return json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n"
+        """Return the record as JSON text with a fixed order of keys. Raises ValueError on NaN or infinity.
+
+        Keys that came after the first records are left out where they are empty: a file from before them is still, byte
+        for byte, what this writes.
+        """
+        empty = {name for name in _LATER if not getattr(self, name)}
+        return json.dumps(self.model_dump(mode="json", exclude=empty), indent=1, allow_nan=False) + "\n"
 
     def save(self, runs: Path) -> Path:
         """Write the record under `runs`, atomically; return its path.
@@ -298,6 +324,28 @@ def _shape_problem(record: RunRecord) -> str:
     values = [value for row in record.acc for value in row] + list(record.acc_init)
     if any(not math.isfinite(value) or not 0 <= value <= 1 for value in values):
         return "acc: a value outside [0, 1]"
+    return _auroc_problem(record) or _units_problem(record)
+
+
+def _auroc_problem(record: RunRecord) -> str:
+    if record.auroc is None:
+        return ""
+    if [len(row) for row in record.auroc] != [len(row) for row in record.acc]:
+        return "auroc: its shape is not that of acc"
+    if record.auroc_init is None or len(record.auroc_init) != len(record.acc_init):
+        return "auroc_init: its shape is not that of acc_init"
+    values = [value for row in (*record.auroc, record.auroc_init) for value in row]
+    if any(not math.isfinite(value) or not 0 <= value <= 1 for value in values):
+        return "auroc: a value outside [0, 1]"
+    return ""
+
+
+def _units_problem(record: RunRecord) -> str:
+    if record.widths and len(record.widths) != len(record.acc):
+        return f"widths: {len(record.widths)} entries for {len(record.acc)} tasks learned"
+    spans = [span for served in record.units for ranges in served.values() for span in ranges]
+    if any(not 0 <= start < end for start, end in spans):
+        return "units: a range that is none"
     return ""
 
 

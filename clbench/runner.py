@@ -11,16 +11,12 @@ Letters: T tasks.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import os
-import random
-import signal
+import math
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,21 +32,24 @@ from clbench.footprint import footprint
 from clbench.imports import load_object
 from clbench.memory import Meter
 from clbench.nets import HeadedNet, build_head, build_trunk
+from clbench.process import reproducible, stoppable
 from clbench.recipes import Experiment, load_baseline, load_task, resolve
 from clbench.records import (
     BaselineInfo,
     Code,
     Footprint,
+    GrowthEvent,
     Peak,
     RunRecord,
     TaskInfo,
     Timing,
     record_path,
 )
-from clbench.seeds import derive, derive32
+from clbench.seeds import derive
 from clbench.specs import BaselineSpec, OwnModel, TaskSpec
 from clbench.strategies.base import Setup, Strategy
 from clbench.strategies.build import build, resolved_settings
+from clbench.strategies.evaluation import Evaluation
 from clbench.strategies.foreign import Foreign
 from clbench.streams import Stream, make_stream
 
@@ -94,7 +93,8 @@ def run(
     where = choose_device(device)
     resolved_settings(experiment)
     stream = make_stream(task_spec.stream, seed, where, data_root)
-    with _reproducible(seed, threads), _stoppable():
+    _check_auroc(task_spec, stream)
+    with reproducible(seed, threads), stoppable():
         books = _Books(experiment, seed, where, threads, stream.fingerprints)
         path = checkpoint_path(out, experiment, seed, where) if out is not None else None
         try:
@@ -129,10 +129,11 @@ def _learn(books: _Books, stream: Stream, path: Path | None, progress: Callable[
     meter = Meter(device)
     strategy.phase = meter.phase
     tests = list(stream.benchmark.test_stream)
+    wanted = experiment.task.auroc
 
     first = _restore(path, books, strategy, stream)
     if first == 0:
-        books.acc_init = [strategy.accuracy(test) for test in tests]
+        books.start([strategy.evaluate(test, wanted) for test in tests])
     for index, experience in enumerate(stream.benchmark.train_stream):
         if index < first:
             continue
@@ -140,10 +141,10 @@ def _learn(books: _Books, stream: Stream, path: Path | None, progress: Callable[
         with meter.phase("train"):
             strategy.train_task(experience)
         with meter.phase("evaluate"):
-            row = [strategy.accuracy(test) for test in tests]
-        if not np.isfinite(row).all():
-            raise FloatingPointError(f"an accuracy after task {index + 1} is {row}")
-        books.acc.append(row)
+            row = [strategy.evaluate(test, wanted) for test in tests]
+        books.learned(row)
+        if isinstance(strategy, Strategy):
+            books.grown(strategy)
         books.footprints.append(footprint(strategy.holdings()))
         peaks, seconds = meter.take()
         books.peaks.append(peaks)
@@ -167,10 +168,18 @@ def preflight(experiments: Sequence[Experiment], data_root: Path | None = None) 
                 streams[task.hash] = make_stream(task.stream, 0, torch.device("cpu"), data_root)
             stream = streams[task.hash]
             if stream is not None:
+                _check_auroc(task, stream)
                 net_factory(experiment, stream, 0)
         except UserError as error:
             problems += [line if "task '" in line else f"task '{task.name}': {line}" for line in error.lines]
     return problems
+
+
+def _check_auroc(task: TaskSpec, stream: Stream) -> None:
+    """Refuse to measure an area under the ROC curve where a task has no two classes to tell apart."""
+    single = [str(i + 1) for i, test in enumerate(stream.test) if bool((test.labels == test.labels[0]).all())]
+    if task.auroc and single:
+        raise UserError(f"task '{task.name}': auroc needs two classes a task; of one class: task {', '.join(single)}")
 
 
 # ------------------------------------------------------------------------------------------------------------ the books
@@ -188,6 +197,11 @@ class _Books:
     status: Literal["done", "failed", "interrupted"] = "interrupted"
     acc: list[list[float]] = field(default_factory=list)
     acc_init: list[float] = field(default_factory=list)
+    auroc: list[list[float]] | None = None
+    auroc_init: list[float] | None = None
+    growth: list[GrowthEvent] = field(default_factory=list)
+    widths: list[dict[str, int]] = field(default_factory=list)
+    units: list[dict[str, list[tuple[int, int]]]] = field(default_factory=list)
     footprints: list[Footprint] = field(default_factory=list)
     peaks: list[dict[str, Peak]] = field(default_factory=list)
     seconds: list[dict[str, float]] = field(default_factory=list)
@@ -198,6 +212,28 @@ class _Books:
     code: Code = field(default_factory=code_version)
     """As it was when the run began: a checkout may move on meanwhile."""
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def start(self, found: Sequence[Evaluation]) -> None:
+        """Enter the answers to every task (T,) before any training."""
+        self.acc_init = [one.accuracy for one in found]
+        if self.experiment.task.auroc:
+            self.auroc, self.auroc_init = [], _areas(found, "before training")
+
+    def learned(self, found: Sequence[Evaluation]) -> None:
+        """Enter the answers to every task (T,) after another one was learned."""
+        when = f"after task {len(self.acc) + 1}"
+        row = [one.accuracy for one in found]
+        if not np.isfinite(row).all():
+            raise FloatingPointError(f"an accuracy {when} is {row}")
+        if self.auroc is not None:
+            self.auroc.append(_areas(found, when))
+        self.acc.append(row)
+
+    def grown(self, strategy: Strategy) -> None:
+        """Enter what the strategy says of the sizes of its layers after another task."""
+        self.growth = list(strategy.growth)
+        self.widths.append(strategy.widths())
+        self.units = [{layer: ranges(mask) for layer, mask in task.items()} for task in strategy.serving()]
 
     def fail(self, error: Exception) -> None:
         """Note what went wrong."""
@@ -237,8 +273,13 @@ class _Books:
             data=self.fingerprints,
             acc=self.acc,
             acc_init=self.acc_init,
+            auroc=self.auroc,
+            auroc_init=self.auroc_init,
             single_task_parameters=self.single_task_parameters,
             footprints=self.footprints,
+            growth=self.growth,
+            widths=self.widths if any(self.widths) else [],
+            units=self.units,
             error=self.error,
             traceback=self.trace,
             peaks=self.peaks,
@@ -249,6 +290,21 @@ class _Books:
                 train_samples_per_second=self.samples / trained if trained > 0 and self.samples else None,
             ),
         )
+
+
+def _areas(found: Sequence[Evaluation], when: str) -> list[float]:
+    """Return the AUROC of every task (T,)."""
+    row = [math.nan if one.auroc is None else one.auroc for one in found]
+    if not np.isfinite(row).all():
+        raise FloatingPointError(f"an AUROC {when} is {row}")
+    return row
+
+
+def ranges(mask: torch.Tensor) -> list[tuple[int, int]]:
+    """Return the half-open ranges where a bool mask (units,) is true, ascending and apart from each other."""
+    padded = np.concatenate([[False], mask.detach().cpu().numpy().astype(bool), [False]])
+    edges = np.flatnonzero(padded[1:] != padded[:-1]).tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def failed_record(experiment: Experiment, seed: int, device: str, threads: int, error: str) -> RunRecord:
@@ -278,6 +334,7 @@ def _identity(books: _Books) -> dict[str, Any]:
     """What must agree for a checkpoint to be of this very run."""
     return {
         "task": books.experiment.task.hash,
+        "auroc": books.experiment.task.auroc,
         "baseline": books.experiment.hash,
         "seed": books.seed,
         "data": books.fingerprints,
@@ -322,6 +379,9 @@ def _restore(path: Path | None, books: _Books, strategy: Strategy | Foreign, str
     strategy.load_state_dict(content["strategy"], list(stream.benchmark.train_stream)[:done])
     checkpoint.restore_generators(content["generators"], {"order": strategy.order, "chance": strategy.chance})
     books.acc, books.acc_init = so_far.acc, so_far.acc_init
+    books.auroc, books.auroc_init = so_far.auroc, so_far.auroc_init
+    books.growth, books.units = so_far.growth, so_far.units
+    books.widths = so_far.widths or [{} for _ in range(done)]
     books.footprints, books.peaks, books.seconds = so_far.footprints, so_far.peaks, so_far.timing.seconds
     books.samples, books.started = content["samples"], so_far.timing.started
     return done
@@ -377,42 +437,3 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; use cpu")
     return device
-
-
-@contextlib.contextmanager
-def _reproducible(seed: int, threads: int) -> Iterator[None]:
-    """Fix everything a run's numbers depend on besides its seed, and put torch's and the generators' state back."""
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    generators = checkpoint.generator_states({})
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    random.seed(derive(seed, "global"))
-    # Strategies from elsewhere draw from NumPy's global generator.
-    np.random.seed(derive32(seed, "global"))  # noqa: NPY002
-    torch.manual_seed(derive(seed, "global"))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
-        checkpoint.restore_generators(generators, {})
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let a termination signal end a run as Ctrl-C does: with a record that says so."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(signum: int, frame: object) -> None:
-        # Once is enough: a second signal must not break off the saving of the record.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

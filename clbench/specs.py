@@ -246,6 +246,8 @@ class TaskSpec(Spec):
     """Where the protocol is published or coded."""
     note: str = ""
     """What differs from the source, what to expect, what it costs."""
+    auroc: bool = False
+    """Record the area under the ROC curve beside accuracy. Not in the hash: it changes no other number."""
     stream: StreamSpec
     model: ModelSpec
     train: TrainSpec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from clbench.records import (
     Code,
     Environment,
     Footprint,
+    GrowthEvent,
     Peak,
     RunRecord,
     Status,
@@ -56,6 +58,7 @@ def make_record(
     *,
     acc: list[list[float]] | NDArray[np.float64] | None = None,
     acc_init: list[float] | None = None,
+    auroc: list[list[float]] | None = None,
     n_tasks: int = 3,
     label: str | None = None,
     family: str | None = None,
@@ -71,6 +74,9 @@ def make_record(
     departures: dict[str, Any] | None = None,
     parameters: int = 89_610,
     growth: int = 0,
+    events: Sequence[GrowthEvent] = (),
+    widths: Sequence[dict[str, int]] = (),
+    units: Sequence[dict[str, list[tuple[int, int]]]] = (),
     replay_samples: int = 0,
     peak: int | None = 3_500_000,
     seconds: float = 12.5,
@@ -83,6 +89,7 @@ def make_record(
         seed: of the run; moves accuracies and seconds a little.
         acc: (rows, T); T is taken from it when given.
         acc_init: (T,).
+        auroc: (rows, T); also T where `acc` is not given. None leaves it out.
         n_tasks: T, when `acc` is not given.
         label: of the baseline, when it is not its name.
         family: of the baseline.
@@ -98,11 +105,15 @@ def make_record(
         departures: from the task's budget or model.
         parameters: elements after the first task.
         growth: elements added by every further task.
+        events: the growth log.
+        widths: layer -> units, one a task.
+        units: layer -> ranges of units that serve a task, one a task.
         replay_samples: kept, of 784 bytes each.
         peak: allocated bytes in training; None is unknown.
         seconds: of the whole run.
     """
     if acc is None:
+        n_tasks = len(auroc[0]) if auroc else n_tasks
         rows = n_tasks if status == "done" else n_tasks // 2
         acc = matrix_of(baseline, n_tasks, seed)[:rows]
     table = [[float(value) for value in row] for row in acc]
@@ -170,8 +181,13 @@ def make_record(
         data={"synthetic": "f00d"},
         acc=table,
         acc_init=acc_init if acc_init is not None else [0.1] * n_tasks,
+        auroc=auroc,
+        auroc_init=None if auroc is None else [0.5] * n_tasks,
         single_task_parameters=parameters,
         footprints=[footprint(size, i) for i, size in enumerate(sizes)],
+        growth=list(events),
+        widths=list(widths),
+        units=list(units),
         error=error,
         peaks=[{"train": one_peak(1.0), "consolidate": one_peak(0.4), "evaluate": one_peak(0.25)} for _ in sizes],
         timing=Timing(

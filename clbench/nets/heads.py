@@ -167,7 +167,7 @@ class GrowingHead(Head):
         super().__init__()
         self.in_features = in_features
         self.expected_classes = expected_classes
-        self.linear = GrowingLinear(in_features, _birth_seed(init_seed, 0), bias)
+        self.linear = GrowingLinear(in_features, birth_seed(init_seed, 0), bias)
 
     def forward(self, x: Tensor, task: int | Tensor | None = None) -> Tensor:
         """Return the logits (B, C) of the C classes seen so far, whatever the task.
@@ -260,11 +260,16 @@ class MultiHead(Head):
 
     def _answer(self, x: Tensor, task: int) -> Tensor:
         if str(task) not in self.heads:
-            return self._new(task).as_born(x, self._expected_outputs(task))
+            return self._new(task).as_born(x, self.expected_outputs(task))
         logits: Tensor = self.heads[str(task)](x)
         return logits
 
-    def _expected_outputs(self, task: int) -> int:
+    def expected_outputs(self, task: int) -> int:
+        """Return how many outputs a task is to have that was not observed yet.
+
+        Raises:
+            RuntimeError: nothing tells.
+        """
         if task in self.expected:
             return self.expected[task]
         if not len(self.heads):
@@ -272,7 +277,7 @@ class MultiHead(Head):
         return max(cast(GrowingLinear, head).out_features for head in self.heads.values())
 
     def _new(self, task: int) -> GrowingLinear:
-        new = GrowingLinear(self.in_features, _birth_seed(self.init_seed, task), self.bias)
+        new = GrowingLinear(self.in_features, birth_seed(self.init_seed, task), self.bias)
         return new.to(device=self.anchor.device, dtype=self.anchor.dtype).train(self.training)
 
     def _ensure(self, task: int) -> GrowingLinear:
@@ -347,6 +352,6 @@ def _outputs_for(task: int, classes: Sequence[int]) -> int:
     return int(max(classes)) + 1
 
 
-def _birth_seed(init_seed: int, task: int) -> int:
+def birth_seed(init_seed: int, task: int) -> int:
     """Return a seed per head; hashed, because neighbouring seeds of one generator may be correlated."""
     return int.from_bytes(hashlib.sha256(f"head/{init_seed}/{task}".encode()).digest()[:8], "big") >> 1

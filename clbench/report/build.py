@@ -3,6 +3,7 @@
 - `out/tables/README.md`: index of what there is, what failed, what could not be read
 - `out/tables/<task>.md`, `.csv`, `.tex`
 - `out/tables/reproduction.*`: ours beside published numbers, where a recipe has any
+- `out/tables/lab-growth.*`, `out/figures/lab-growth-*`: from `out/lab/growth-<device>.json`, where there is one
 - `out/figures/<task>-<figure>.pdf`, `.png`, `.csv`
 - `out/report.html`: everything on one page
 """
@@ -16,13 +17,14 @@ from pathlib import Path
 
 from clbench.errors import UserError
 from clbench.records import write_atomic
-from clbench.report import figures, published, tables
+from clbench.report import figures, figures_lab, lab, published, tables
 from clbench.report.measures import Measure, chosen
 from clbench.report.page import page_html
 from clbench.report.select import Block, Selection, TaskBlocks, select
 from clbench.report.style import Plot, looks, save
 from clbench.report.writers import TextTable, grid, to_csv, to_latex, to_markdown
 
+KINDS = ("md", "csv", "tex")
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
@@ -46,11 +48,11 @@ class _Report:
     selection: Selection
     measures: tuple[Measure, ...]
     tables: dict[str, tuple[TextTable, ...]]
-    """Task -> its tables; "reproduction" -> the comparison, when there is one."""
+    """Task -> its tables; "reproduction" -> the comparison, when there is one; `lab.NAME` -> those of the lab."""
     texts: dict[str, str]
     """File name under `tables/` -> content."""
     plots: dict[str, tuple[Plot, ...]]
-    """Stem of a block -> its figures."""
+    """Stem of a block, or of a record of the lab -> its figures."""
     problems: tuple[str, ...]
 
 
@@ -74,7 +76,7 @@ def build(
     Raises:
         UserError: a name that is not known, no finished run, or a folder that cannot be written.
     """
-    report = _compose(runs, tasks, baselines, metrics)
+    report = _compose(runs, out, tasks, baselines, metrics)
     paths: list[Path] = []
     pictures: dict[str, bytes] = {}
     try:
@@ -110,7 +112,7 @@ def check(runs: Path, out: Path, readme: Path | None = None) -> list[str]:
         out: folder that `build` wrote from all of them, with the usual columns.
         readme: a file with a results block, to be checked too.
     """
-    report = _compose(runs, None, None, None)
+    report = _compose(runs, out, None, None, None)
     texts = {f"tables/{name}": text for name, text in report.texts.items()}
     present = {"report.html"}
     for stem, plots in report.plots.items():
@@ -147,16 +149,22 @@ def update_readme(readme: Path, built: Built) -> bool:
 
 
 def _compose(
-    runs: Path, tasks: Sequence[str] | None, baselines: Sequence[str] | None, metrics: Sequence[str] | None
+    runs: Path,
+    out: Path,
+    tasks: Sequence[str] | None,
+    baselines: Sequence[str] | None,
+    metrics: Sequence[str] | None,
 ) -> _Report:
     measures = tuple(chosen(metrics))
     selection = select(runs, tasks, baselines)
     made: dict[str, tuple[TextTable, ...]] = {}
     texts: dict[str, str] = {}
     for task in selection.tasks:
-        made[task.name] = tuple(tables.tables(task, measures))
+        runs_of = [run for block in task.blocks for run in block.runs]
+        columns = chosen(metrics, runs_of)
+        made[task.name] = tuple(tables.tables(task, columns))
         texts[f"{task.name}.md"] = _markdown(task, made[task.name])
-        texts[f"{task.name}.csv"] = tables.csv_text(task, measures)
+        texts[f"{task.name}.csv"] = tables.csv_text(task, columns)
         texts[f"{task.name}.tex"] = "\n".join(to_latex(table) for table in made[task.name])
     experiments, broken = published.shipped_experiments()
     finished = [run for block in _blocks(selection) for run in block.runs]
@@ -170,7 +178,12 @@ def _compose(
     groups = [group.label for block in _blocks(selection) for group in block.groups]
     found = looks([*selection.labels, *groups])
     plots = {block.stem: tuple(figures.plots(block, found)) for block in _blocks(selection)}
-    problems = (*selection.problems, *broken, *mismatched)
+    measured, damaged = lab.load_all(out / "lab")
+    if measured:
+        made[lab.NAME] = tuple(table for record in measured for table in lab.tables(record))
+        texts |= lab.texts(measured)
+        plots |= {lab.slug(record): tuple(figures_lab.plots(record)) for record in measured}
+    problems = (*selection.problems, *broken, *mismatched, *damaged)
     texts["README.md"] = _index(selection, made, plots, problems)
     return _Report(selection, measures, made, texts, plots, problems)
 
@@ -194,22 +207,28 @@ def _index(
     for task in selection.tasks:
         runs = sum(len(block.runs) for block in task.blocks)
         count = len({group.label for block in task.blocks for group in block.groups})
-        links = ", ".join(f"[{suffix}]({task.name}.{suffix})" for suffix in ("md", "csv", "tex"))
+        links = ", ".join(f"[{suffix}]({task.name}.{suffix})" for suffix in KINDS)
         lines += [f"## {task.blocks[-1].task.title}", "", f"{count} baselines, {runs} runs. Tables: {links}.", ""]
         for block in task.blocks:
             if len(task.blocks) > 1:
                 lines += [f"{block.title}:", ""]
-            for plot in plots[block.stem]:
-                stem = f"../figures/{block.stem}-{plot.name}"
-                lines.append(f"- [{plot.name}]({stem}.png) ([pdf]({stem}.pdf), [data]({stem}.csv)): {plot.caption}")
-            lines.append("")
+            lines += [*_figure_links(block.stem, plots[block.stem]), ""]
     if "reproduction" in made:
         lines += ["## Ours beside the papers'", "", "[md](reproduction.md), [csv](reproduction.csv), "]
         lines[-1] += "[tex](reproduction.tex)."
         lines.append("")
+    if lab.NAME in made:
+        lines += [f"## {lab.TITLE}", "", f"Tables: {', '.join(f'[{kind}]({lab.NAME}.{kind})' for kind in KINDS)}.", ""]
+        lines += [line for stem in lab.stems(plots) for line in _figure_links(stem, plots[stem])]
+        lines.append("")
     if problems:
         lines += ["## Not in the tables", "", *(f"- {_quoted(line)}" for line in problems), ""]
     return "\n".join(lines)
+
+
+def _figure_links(stem: str, plots: Sequence[Plot]) -> list[str]:
+    bases = [(plot, f"../figures/{stem}-{plot.name}") for plot in plots]
+    return [f"- [{plot.name}]({base}.png) ([pdf]({base}.pdf), [data]({base}.csv)): {plot.caption}" for plot, base in bases]
 
 
 def _quoted(line: str) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from clbench.records import RunRecord
-from clbench.report.measures import MEASURES, head
+from clbench.report.measures import head, present
 from clbench.report.select import arrange
 from clbench.report.tables import row
 from clbench.report.writers import Section, TextTable, to_console
 
 COLUMNS = (
     "average_accuracy",
+    "average_auroc",
     "forgetting.chaudhry2018",
     "relative_size",
     "answer_bytes",
@@ -24,17 +25,16 @@ COLUMNS = (
 def text(records: Iterable[RunRecord]) -> str:
     """Return one table a task, version and device: mean ± 95 % half-width over the finished runs; the rest by name."""
     everything = list(records)
-    measures = [MEASURES[name] for name in COLUMNS]
-    header = ("baseline", "n", *(head(measure) for measure in measures))
     parts = []
     for task in arrange(record for record in everything if record.status == "done"):
         for block in task.blocks:
+            measures = present(COLUMNS, block.runs)
             starred = any(group.starred for group in block.groups)
             table = TextTable(
                 label=block.stem,
                 title=f"{task.name}  {block.task.title}, on {block.where}",
                 caption=(),
-                header=header,
+                header=("baseline", "n", *(head(measure) for measure in measures)),
                 sections=(Section("", tuple(row(group, measures) for group in block.groups)),),
                 notes=("* other training budget or model than the task's",) if starred else (),
             )

@@ -13,7 +13,8 @@ from matplotlib.ticker import MaxNLocator
 
 from clbench.metrics import accuracy_of_seen
 from clbench.report.figures_costs import accuracy_against, parameters_over_tasks, peak_memory
-from clbench.report.measures import MEASURES, exact
+from clbench.report.figures_growth import capacity_over_tasks, serving_units, widths_over_tasks
+from clbench.report.measures import MEASURES, cells
 from clbench.report.select import Block, Group
 from clbench.report.stats import Estimate, estimate
 from clbench.report.style import COLUMN, PAGE, Look, Plot, handle, sheet, task_ticks
@@ -34,12 +35,11 @@ def plots(block: Block, looks: Mapping[str, Look]) -> list[Plot]:
         accuracy_against(block, looks, MEASURES["parameters"], "parameters stored"),
         accuracy_against(block, looks, MEASURES["keep_learning_bytes"], "memory kept to go on learning"),
         peak_memory(block),
+        widths_over_tasks(block, looks),
+        capacity_over_tasks(block, looks),
+        *serving_units(block),
     )
     return [plot for plot in drawn if plot.rows]
-
-
-def _cells(value: Estimate) -> tuple[str, ...]:
-    return (exact(value.mean), exact(value.low), exact(value.high), str(value.n))
 
 
 def _over_runs(values: list[float]) -> Estimate:
@@ -79,7 +79,7 @@ def accuracy_of_seen_tasks(block: Block, looks: Mapping[str, Look]) -> Plot:
         return figure
 
     rows = [
-        (label, str(i + 1), *_cells(point)) for label, curve in curves.items() for i, point in enumerate(curve)
+        (label, str(i + 1), *cells(point)) for label, curve in curves.items() for i, point in enumerate(curve)
     ]
     caption = "Mean accuracy of the tasks seen so far after each task. Bands: 95 % Student-t intervals over seeds."
     return Plot("seen", caption, ("baseline", "after_task", *STATISTICS), tuple(rows), draw)
@@ -116,7 +116,7 @@ def accuracy_per_task(block: Block, looks: Mapping[str, Look]) -> Plot:
         return figure
 
     rows = [
-        (label, str(j + 1), str(i + 1), *_cells(matrix[i][j]))
+        (label, str(j + 1), str(i + 1), *cells(matrix[i][j]))
         for label, matrix in matrices.items()
         for j in range(n_tasks)
         for i in range(j, n_tasks)
@@ -170,7 +170,7 @@ def accuracy_matrices(block: Block) -> Plot:
         return figure
 
     rows = [
-        (label, str(i + 1), str(j + 1), *_cells(matrix[i][j]))
+        (label, str(i + 1), str(j + 1), *cells(matrix[i][j]))
         for label, matrix in matrices.items()
         for i in range(n_tasks)
         for j in range(n_tasks)
@@ -203,6 +203,6 @@ def forgetting_bars(block: Block, looks: Mapping[str, Look]) -> Plot:
         axis.set_xlabel("forgetting (percentage points)")
         return figure
 
-    rows = [(label, *_cells(value)) for label, value in bars.items()]
+    rows = [(label, *cells(value)) for label, value in bars.items()]
     caption = f"{measure.definition[0].upper()}{measure.definition[1:]}. 95 % Student-t intervals over seeds."
     return Plot("forgetting", caption, ("baseline", *STATISTICS), tuple(rows), draw)

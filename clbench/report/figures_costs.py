@@ -39,7 +39,7 @@ def parameters_over_tasks(block: Block, looks: Mapping[str, Look]) -> Plot:
             axis.set_yscale("log")
         else:
             axis.set_ylim(bottom=0)
-        _amounts(axis.yaxis, MEASURES["parameters"])
+        amount_ticks(axis.yaxis, MEASURES["parameters"])
         task_ticks(axis, block.task.n_tasks)
         axis.set(xlabel="tasks learned", ylabel="parameters stored")
         finish([handle(label, looks[label]) for label in curves])
@@ -109,7 +109,7 @@ def accuracy_against(block: Block, looks: Mapping[str, Look], cost: Measure, wor
         axis.margins(x=0.08, y=0.08)
         if not log:
             axis.set_xlim(left=0)
-        _amounts(axis.xaxis, cost)
+        amount_ticks(axis.xaxis, cost)
         axis.set(xlabel=words, ylabel="average accuracy (%)")
         finish(handles)
         return figure
@@ -170,7 +170,7 @@ def peak_memory(block: Block) -> Plot:
         axis.set_yticks(range(len(bars)), list(bars))
         axis.set_ylim(len(bars) - 0.4, -0.6)
         axis.grid(axis="y", visible=False)
-        _amounts(axis.xaxis, MEASURES["peak_train_bytes"])
+        amount_ticks(axis.xaxis, MEASURES["peak_train_bytes"])
         axis.set_xlabel(f"peak memory, {block.device}")
         finish([Patch(color=PHASES[phase], label=phase) for phase in used])
         return figure
@@ -184,7 +184,7 @@ def peak_memory(block: Block) -> Plot:
     return Plot("peak-memory", caption, ("baseline", "phase", "mean", "low", "high", "n"), tuple(rows), draw)
 
 
-def _amounts(axis: Axis, measure: Measure) -> None:
+def amount_ticks(axis: Axis, measure: Measure) -> None:
     """Label the ticks of an axis in the measure's unit, few enough not to touch; bytes at whole binary steps."""
 
     def label(value: float, _: int | None = None) -> str:

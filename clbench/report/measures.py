@@ -17,7 +17,8 @@ from clbench.metrics import METRICS, Metric, compute
 from clbench.records import RunRecord
 from clbench.report.stats import Estimate, estimate
 
-Unit = Literal["fraction", "count", "bytes", "ratio", "seconds"]
+Unit = Literal["fraction", "area", "count", "bytes", "ratio", "seconds"]
+"""area: a fraction close to 1, shown in percent with a decimal more."""
 EMPTY = "-"
 """A value that does not exist or was not measured."""
 
@@ -35,6 +36,8 @@ class Measure:
     of: Callable[[RunRecord], float | None]
     """None or NaN where the run does not have it."""
     is_cost: bool
+    is_optional: bool = False
+    """Only some tasks measure it: without having been asked for, it is a column where a run has it."""
 
     def over(self, records: Iterable[RunRecord]) -> Estimate | None:
         """Return mean, spread and n over runs; None when no run has the number."""
@@ -47,6 +50,26 @@ def _metric(metric: Metric) -> Measure:
 
     definition = f"{metric.definition} ({metric.source})"
     return Measure(metric.name, metric.label, "fraction", definition, of, is_cost=False)
+
+
+def _areas(record: RunRecord, metric: str) -> float | None:
+    """Return a metric of the AUROC matrix in place of the accuracy matrix."""
+    return None if record.auroc is None else compute(metric, np.array(record.auroc), np.array(record.auroc_init))
+
+
+_AREAS = (
+    Measure(
+        "average_auroc", "AUROC", "area",
+        "AUROC = 1/T sum_j u[T,j], u[i,j] = mean over the classes of task j of the one-against-rest area under the ROC "
+        "curve after task i",
+        lambda record: _areas(record, "average_accuracy"), is_cost=False, is_optional=True,
+    ),
+    Measure(
+        "auroc_forgetting", "AUROC forgetting", "area",
+        "AUROC forgetting = mean over j < T of (max over l < T of u[l,j]) - u[T,j]",
+        lambda record: _areas(record, "forgetting.chaudhry2018"), is_cost=False, is_optional=True,
+    ),
+)
 
 
 def peak_of(record: RunRecord, phase: str) -> int | None:
@@ -101,7 +124,7 @@ _COSTS = (
 
 MEASURES: dict[str, Measure] = {
     **{name: _metric(metric) for name, metric in METRICS.items()},
-    **{measure.name: measure for measure in _COSTS},
+    **{measure.name: measure for measure in (*_AREAS, *_COSTS)},
 }
 
 DEFAULT = (
@@ -111,17 +134,29 @@ DEFAULT = (
     "forgetting.chaudhry2018",
     "bwt.gem",
     "fwt.gem",
-    *(measure.name for measure in _COSTS),
+    *(measure.name for measure in (*_AREAS, *_COSTS)),
 )
-"""The columns of a table unless others are asked for."""
+"""The columns of a table unless others are asked for; optional ones where a run has them."""
 
 
-def chosen(names: Sequence[str] | None) -> list[Measure]:
-    """Return the measures of these names in this order (None: the usual ones). Raises UserError on unknown names."""
+def chosen(names: Sequence[str] | None, records: Iterable[RunRecord] = ()) -> list[Measure]:
+    """Return the measures of these names in this order; None: the usual ones, optional ones where a record has them.
+
+    Raises:
+        UserError: a name is not known.
+    """
     wrong = [unknown("metric", name, MEASURES) for name in names or () if name not in MEASURES]
     if wrong:
         raise UserError(*wrong)
-    return [MEASURES[name] for name in names or DEFAULT]
+    return [MEASURES[name] for name in names] if names else present(DEFAULT, records)
+
+
+def present(names: Sequence[str], records: Iterable[RunRecord]) -> list[Measure]:
+    """Return the measures of these names without the optional ones that no record has."""
+    known, measures = list(records), [MEASURES[name] for name in names]
+    return [
+        measure for measure in measures if not measure.is_optional or any(measure.of(run) is not None for run in known)
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------- as text
@@ -129,8 +164,7 @@ def chosen(names: Sequence[str] | None) -> list[Measure]:
 
 def head(measure: Measure) -> str:
     """Return the head of the measure's column, with its unit."""
-    suffix = {"fraction": " (%)", "seconds": " (s)", "count": "", "bytes": "", "ratio": ""}[measure.unit]
-    return measure.label + suffix
+    return measure.label + {"fraction": " (%)", "area": " (%)", "seconds": " (s)"}.get(measure.unit, "")
 
 
 def shown(value: Estimate | None, unit: Unit, runs: int | None = None) -> str:
@@ -138,7 +172,7 @@ def shown(value: Estimate | None, unit: Unit, runs: int | None = None) -> str:
 
     Args:
         value: None gives a dash.
-        unit: fractions are shown in percent; bytes and counts with a prefix of their own.
+        unit: fractions and areas are shown in percent; bytes and counts with a prefix of their own.
         runs: how many runs the row has. A cell of another number of runs says its own n; so does one of a single
             run, unless it counts what seeds hardly change (weights, bytes).
     """
@@ -147,7 +181,7 @@ def shown(value: Estimate | None, unit: Unit, runs: int | None = None) -> str:
     scale, suffix, digits = _scale(value.mean, value.half, unit)
     text = _number(value.mean / scale, digits)
     # A cost that was the same in every run has no interval to show; the caption says so.
-    if value.half is not None and (value.half > 0 or unit == "fraction"):
+    if value.half is not None and (value.half > 0 or unit in ("fraction", "area")):
         text += f" ± {_number(value.half / scale, digits)}"
     text += suffix
     certain = unit in ("count", "bytes", "ratio") and value.n == runs
@@ -163,9 +197,9 @@ def amount(value: float, unit: Unit) -> str:
 
 
 def _scale(mean: float, half: float | None, unit: Unit) -> tuple[float, str, int]:
-    """Return divisor, suffix and number of decimals for three significant digits (percent: one decimal)."""
-    if unit == "fraction":
-        return 0.01, "", 1
+    """Return divisor, suffix and number of decimals for three significant digits (percent: one decimal, areas two)."""
+    if unit in ("fraction", "area"):
+        return 0.01, "", 1 if unit == "fraction" else 2
     step, names = (1024.0, ("B", "KiB", "MiB", "GiB", "TiB")) if unit == "bytes" else (1000.0, ("", "k", "M", "G", "T"))
     power = 0
     if unit in ("bytes", "count"):
@@ -183,6 +217,13 @@ def _number(value: float, digits: int) -> str:
     if float(text) == 0:
         text = text.removeprefix("-")
     return text
+
+
+def cells(value: Estimate | None) -> tuple[str, str, str, str]:
+    """Return mean, low, high and n for a csv file; nothing and n 0 for None."""
+    if value is None:
+        return "", "", "", "0"
+    return exact(value.mean), exact(value.low), exact(value.high), str(value.n)
 
 
 def exact(value: float | None) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jinja2
 
+from clbench.report import lab
 from clbench.report.select import Selection
 from clbench.report.style import DPI, Plot
 from clbench.report.writers import TextTable
@@ -27,8 +28,8 @@ def page_html(
 
     Args:
         selection: tasks and their blocks, in order.
-        tables: task -> its tables; "reproduction" -> the comparison with papers, when there is one.
-        plots: stem of a block -> its figures.
+        tables: task -> its tables; "reproduction" -> the comparison with papers, when there is one; the lab's.
+        plots: stem of a block, or of a record of the lab -> its figures.
         pictures: `<stem>-<figure>` -> PNG.
         problems: one line for each run or file that is not in the tables.
     """
@@ -51,6 +52,10 @@ def page_html(
         }
         for task in selection.tasks
     ]
+    if lab.NAME in tables:
+        figures = [_picture(plot.caption, pictures[f"{stem}-{plot.name}"]) for stem in lab.stems(plots) for plot in plots[stem]]
+        blocks = [{"title": "", "figures": figures}]
+        sections.append({"name": lab.NAME, "title": lab.TITLE, "tables": tables[lab.NAME], "blocks": blocks})
     text = environment.get_template(TEMPLATE).render(
         sections=sections, reproduction=tables.get("reproduction", ()), problems=problems
     )

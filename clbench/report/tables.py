@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from clbench.records import RunRecord
-from clbench.report.measures import Measure, exact, head, shown
+from clbench.report.growth import KINDS, growing, over_runs
+from clbench.report.measures import Measure, cells, head, shown
 from clbench.report.select import Block, Group, TaskBlocks
 from clbench.report.writers import Section, TextTable, to_csv
 
@@ -21,11 +22,13 @@ KEYS = ("task", "version", "task_hash", "scenario", "device", "device_name", "fa
 
 
 def tables(task: TaskBlocks, measures: Sequence[Measure]) -> list[TextTable]:
-    """Return the accuracy table and the cost table of a task, those of them that have a column."""
+    """Return a task's tables of accuracy and of costs, those that have a column, and of growth, if a net grew."""
     accuracy = [measure for measure in measures if not measure.is_cost]
     costs = [measure for measure in measures if measure.is_cost]
     named = (("accuracy", accuracy), ("costs", costs))
-    return [_table(task, kind, columns) for kind, columns in named if columns]
+    found = [_table(task, kind, columns) for kind, columns in named if columns]
+    growth = _growth_table(task)
+    return [*found, growth] if growth is not None else found
 
 
 def _table(task: TaskBlocks, kind: str, measures: Sequence[Measure]) -> TextTable:
@@ -49,33 +52,79 @@ def _sections(task: TaskBlocks, measures: Sequence[Measure]) -> Iterable[Section
 def row(group: Group, measures: Sequence[Measure]) -> tuple[str, ...]:
     """Return the cells of one baseline: label (starred where it departs), n, one cell a measure."""
     runs = len(group.runs)
-    cells = (shown(measure.over(group.runs), measure.unit, runs) for measure in measures)
-    return (group.label + ("*" if group.starred else ""), str(runs), *cells)
+    values = (shown(measure.over(group.runs), measure.unit, runs) for measure in measures)
+    return (group.label + ("*" if group.starred else ""), str(runs), *values)
 
 
-def _caption(task: TaskBlocks, kind: str, measures: Sequence[Measure]) -> tuple[str, ...]:
+def _growth_table(task: TaskBlocks) -> TextTable | None:
+    """Return the table of layers that grew: units, and what the log counts over all tasks; None where none did."""
+    sections = []
+    for block in task.blocks:
+        for family, groups in groupby(block.groups, key=lambda group: group.baseline.family):
+            rows = [line for group in groups for line in _growth_rows(group)]
+            title = family if len(task.blocks) == 1 else f"{family}, {block.title}"
+            sections += [Section(title, tuple(rows))] if rows else []
+    if not sections:
+        return None
+    runs = [run for block in task.blocks for group in block.groups if growing(group) for run in group.runs]
+    return TextTable(
+        label=f"{task.name}-growth",
+        title=f"{task.blocks[-1].task.title}: growth",
+        caption=(
+            *_opening(task, "growth", runs),
+            "A count without interval was the same in every run.",
+            "First, Last = units of the layer after the first and the last task; Added, Pruned, Split = units over the "
+            "tasks after the first (split: copied, the old ones kept for earlier tasks); Reused = of the units there "
+            "were before a task, the share that it builds on, mean over the tasks after the first.",
+            _device(task),
+        ),
+        header=("Baseline", "Layer", "n", "First", "Last", "Added", "Pruned", "Split", "Reused (%)"),
+        sections=tuple(sections),
+        left=2,
+    )
+
+
+def _growth_rows(group: Group) -> Iterable[tuple[str, ...]]:
+    runs = len(group.runs)
+    for layer in growing(group):
+        found = over_runs(group, layer)
+        counts = (found.widths[0], found.widths[-1], *(found.totals[kind] for kind in KINDS))
+        texts = [shown(value, "count", runs) for value in counts]
+        yield (group.label, layer, str(runs), *texts, shown(found.mean_reused, "fraction", runs))
+
+
+def _opening(task: TaskBlocks, kind: str, runs: Sequence[RunRecord]) -> list[str]:
     info = task.blocks[-1].task
-    runs = [run for block in task.blocks for run in block.runs]
     several = len(task.blocks) > 1
-    sentences = [
+    return [
         f"{info.title} ({task.name}): {kind}.",
         f"{SCENARIOS[info.scenario].capitalize()}, {info.n_tasks} tasks"
         + ("." if several else f", version {info.version} ({info.hash})."),
         f"Mean ± half-width of the 95 % Student-t interval over seeds {seeds(runs)}, n runs.",
     ]
+
+
+def _caption(task: TaskBlocks, kind: str, measures: Sequence[Measure]) -> tuple[str, ...]:
+    runs = [run for block in task.blocks for run in block.runs]
+    sentences = _opening(task, kind, runs)
     if any(measure.unit == "fraction" for measure in measures):
         sentences.append("Accuracies in percent.")
+    if any(measure.unit == "area" for measure in measures):
+        sentences.append("Areas in percent of the largest possible, 1.")
     if any(measure.is_cost for measure in measures):
         sentences.append("A cost without interval was the same in every run.")
     sentences.append(f"{'; '.join(measure.definition for measure in measures)}.")
-    places = list(dict.fromkeys(block.where for block in task.blocks))
-    sentences.append(f"Device: {'; '.join(places)}.")
+    sentences.append(_device(task))
     if any(measure.name == "peak_train_bytes" for measure in measures):
         meters = sorted({peaks["train"].meter for run in runs for peaks in run.peaks if "train" in peaks})
         sentences.append(f"Peak memory measured by: {', '.join(meters) or 'nothing'}.")
     if any(group.starred for block in task.blocks for group in block.groups):
         sentences.append("* departs from the protocol's training budget or model, see the notes.")
     return tuple(sentences)
+
+
+def _device(task: TaskBlocks) -> str:
+    return f"Device: {'; '.join(dict.fromkeys(block.where for block in task.blocks))}."
 
 
 def seeds(runs: Iterable[RunRecord]) -> str:
@@ -137,15 +186,11 @@ def csv_text(task: TaskBlocks, measures: Sequence[Measure]) -> str:
     for block in task.blocks:
         for group in block.groups:
             info, method = block.task, group.baseline
-            cells = [task.name, str(info.version), info.hash, info.scenario, block.device, block.device_name]
-            cells += [method.family, group.label, method.hash]
-            cells += [json.dumps(method.departures, sort_keys=True) if method.departures else ""]
-            cells += [seeds(group.runs), str(len(group.runs))]
+            line = [task.name, str(info.version), info.hash, info.scenario, block.device, block.device_name]
+            line += [method.family, group.label, method.hash]
+            line += [json.dumps(method.departures, sort_keys=True) if method.departures else ""]
+            line += [seeds(group.runs), str(len(group.runs))]
             for measure in measures:
-                value = measure.over(group.runs)
-                if value is None:
-                    cells += ["", "", "", "0"]
-                else:
-                    cells += [exact(value.mean), exact(value.low), exact(value.high), str(value.n)]
-            rows.append(cells)
+                line += cells(measure.over(group.runs))
+            rows.append(line)
     return to_csv(header, rows)

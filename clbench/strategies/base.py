@@ -33,8 +33,11 @@ from torch import Tensor, nn
 from clbench.footprint import Holdings, tensors_in
 from clbench.loading import Batch, ResidentLoader, TensorTask, task_index, tasks_in
 from clbench.nets import HeadedNet
+from clbench.records import GrowthEvent, GrowthKind
 from clbench.seeds import derive
 from clbench.specs import PlateauSchedule, Scenario, StepSchedule, TrainSpec
+from clbench.strategies.evaluation import Evaluation, Tally, log_probabilities
+from clbench.strategies.state import NET, load_net, pack, packed_net, unpack
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ class Strategy(SupervisedTemplate):
         """Samples that went through a training step, replayed ones included."""
         self.phase: Callable[[str], AbstractContextManager[None]] = lambda name: contextlib.nullcontext()
         """Marks a phase of a task (grow, consolidate) for the memory meter; set by the runner."""
+        self.growth: list[GrowthEvent] = []
+        """What grew, shrank and was used again so far; `log_growth` adds to it."""
         self._own = frozenset(vars(self)) | {"_own"}
 
     # ------------------------------------------------------------------------------------------------ hooks of a method
@@ -161,10 +166,16 @@ class Strategy(SupervisedTemplate):
         for group in self.optimizer.param_groups:
             group["lr"] = self.setup.train.lr
 
-    def fit(self, tasks: Sequence[TensorTask]) -> None:
-        """Train on `tasks` for the budget: epochs, or iterations over as many shuffled passes as that takes."""
+    def fit(self, tasks: Sequence[TensorTask], order: torch.Generator | None = None) -> None:
+        """Train on `tasks` for the budget: epochs, or iterations over as many shuffled passes as that takes.
+
+        Args:
+            tasks: the samples.
+            order: shuffles them; None for the generator of the order of data. A method that trains several times on a
+                task draws from `chance` in all but one, so that its next task sees its data in the usual order.
+        """
         budget = self.setup.train
-        loader = ResidentLoader(tasks, budget.batch_size, self.order)
+        loader = ResidentLoader(tasks, budget.batch_size, self.order if order is None else order)
         schedule = Schedule(budget, self.optimizer)
         steps_left = budget.iterations if budget.iterations is not None else (budget.epochs or 0) * len(loader)
         self.model.train()
@@ -218,16 +229,48 @@ class Strategy(SupervisedTemplate):
         logits: Tensor = self.model(x, t)
         return logits
 
+    def scores(self, logits: Tensor) -> Tensor:
+        """Return what the AUROC ranks, (B, C): log-softmax in float64. Methods trained with sigmoids return logits."""
+        return log_probabilities(logits)
+
     @torch.no_grad()
-    def accuracy(self, experience: DatasetExperience) -> float:
-        """Return the share of an experience's samples answered rightly; a label without a logit is never right."""
+    def evaluate(self, experience: DatasetExperience, auroc: bool = False) -> Evaluation:
+        """Answer an experience's samples once; a label without a logit is never right, and its AUROC is 0.5."""
         self.model.eval()
-        right, count = 0, 0
         self.oracle = task_index(experience)
+        tally = Tally(self.scores if auroc else None)
         for batch in ResidentLoader(tasks_in(experience.dataset.eval()), self.setup.train.eval_batch_size):
-            right += int((self.answer(batch.x, batch.t).argmax(dim=1) == batch.y).sum())
-            count += len(batch.y)
-        return right / count
+            tally.add(self.answer(batch.x, batch.t), batch.y)
+        return tally.result()
+
+    def accuracy(self, experience: DatasetExperience) -> float:
+        """Return the share of an experience's samples answered rightly; `evaluate` is what a method overrides."""
+        return self.evaluate(experience).accuracy
+
+    # ----------------------------------------------------------------------------------------------------------- growth
+
+    def log_growth(self, layer: str, kind: GrowthKind, units: int, born: int | None = None) -> None:
+        """Note a change of size, or a use of older units, during the task in training; of no units, nothing.
+
+        Args:
+            layer: name of the layer, as in `widths`.
+            kind: see `GrowthEvent`.
+            units: how many.
+            born: for "reused", index of the task during which these units were born.
+        """
+        if units < 0:
+            raise ValueError(f"{layer}: {units} units {kind}")
+        if units:
+            event = GrowthEvent(after_task=self.tasks_seen, layer=layer, kind=kind, units=units, born=born)
+            self.growth.append(event)
+
+    def widths(self) -> dict[str, int]:
+        """Return the units that every layer has now; {} for methods whose net keeps its size."""
+        return {}
+
+    def serving(self) -> list[dict[str, Tensor]]:
+        """Return which units serve which task now: entry t holds layer -> bool mask (units,) of task t."""
+        return []
 
     # ------------------------------------------------------------------------------------------------ what it all costs
 
@@ -249,16 +292,21 @@ class Strategy(SupervisedTemplate):
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on learning bit for bit: plain values and tensors, for `torch.save`."""
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        net = _packed_net(self.model)
+        net = packed_net(self.model)
         return {
-            "model": net[_NET],
+            "model": net[NET],
             "frozen": net["frozen"],
             "optimizer": self.optimizer.state_dict(),
             "optimized": [names[id(parameter)] for parameter in self.optimizer.param_groups[0]["params"]],
-            "stores": {name: _pack(getattr(self, name)) for name in self.stores},
+            "stores": {name: pack(getattr(self, name)) for name in self.stores},
+            "growth": [event.model_dump() for event in self.growth],
             "tasks_seen": self.tasks_seen,
             "samples_trained": self.samples_trained,
         }
+
+    def blank_net(self) -> nn.Module:
+        """Return a net into which the state of a net among `stores` is loaded."""
+        return self.setup.new_net().to(self.setup.device)
 
     def load_state_dict(self, state: Mapping[str, Any], past: Sequence[DatasetExperience] = ()) -> None:
         """Take up the state of another strategy of the same recipe.
@@ -267,16 +315,18 @@ class Strategy(SupervisedTemplate):
             state: from `state_dict`.
             past: the experiences trained on so far; only methods that keep whole data sets look at them.
         """
-        _load_net(self.model, {_NET: state["model"], "frozen": state["frozen"], "training": True})
+        load_net(self.model, {NET: state["model"], "frozen": state["frozen"], "training": True})
         parameters = dict(self.model.named_parameters())
         self.optimizer = new_optimizer(self.setup.train, [parameters[name] for name in state["optimized"]])
         self.optimizer.load_state_dict(state["optimizer"])
         for name in self.stores:
-            packed, own = _unpack(state["stores"][name], self.setup), getattr(self, name)
+            packed = unpack(state["stores"][name], self.blank_net, self.setup.device)
+            own = getattr(self, name)
             if hasattr(own, "load_state_dict") and not isinstance(own, nn.Module):
                 own.load_state_dict(packed)
             else:
                 setattr(self, name, packed)
+        self.growth = [GrowthEvent.model_validate(event) for event in state.get("growth", [])]
         self.tasks_seen = state["tasks_seen"]
         self.samples_trained = state["samples_trained"]
 
@@ -385,46 +435,3 @@ class Schedule:
     def _scale(self, factor: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] *= factor
-
-
-# ---------------------------------------------------------------------------------------------------------------- state
-
-
-_NET = "__net__"
-
-
-def _packed_net(net: nn.Module) -> dict[str, Any]:
-    frozen = [name for name, parameter in net.named_parameters() if not parameter.requires_grad]
-    return {_NET: dict(net.state_dict()), "frozen": frozen, "training": net.training}
-
-
-def _load_net(net: nn.Module, packed: Mapping[str, Any]) -> None:
-    net.load_state_dict(packed[_NET])
-    for name, parameter in net.named_parameters():
-        parameter.requires_grad_(name not in packed["frozen"])
-    net.train(packed["training"])
-
-
-def _pack(value: Any) -> Any:
-    """Turn stored state into what `torch.load(weights_only=True)` reads back."""
-    if isinstance(value, nn.Module):
-        return _packed_net(value)
-    if hasattr(value, "state_dict"):
-        return value.state_dict()
-    if isinstance(value, Mapping):
-        return {key: _pack(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_pack(item) for item in value]
-    return value
-
-
-def _unpack(value: Any, setup: Setup) -> Any:
-    if isinstance(value, Mapping):
-        if _NET in value:
-            net = setup.new_net().to(setup.device)
-            _load_net(net, value)
-            return net
-        return {key: _unpack(item, setup) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_unpack(item, setup) for item in value]
-    return value.to(setup.device) if isinstance(value, Tensor) else value

@@ -26,6 +26,7 @@ from clbench.loading import TensorTask, fast_loading, tasks_in
 from clbench.nets import HeadedNet
 from clbench.specs import Scenario
 from clbench.strategies.base import CrossEntropy, Schedule, Setup, check_weights, mean_loss, new_optimizer, no_metrics
+from clbench.strategies.evaluation import Evaluation, Tally, log_probabilities
 
 
 class MultiTaskNet(MultiTaskModule):
@@ -123,16 +124,16 @@ class _Budget(SupervisedPlugin):
             strategy.optimizer.state.clear()
 
 
-class _RightAnswers(SupervisedPlugin):
-    """Counts right answers in Avalanche's evaluation loop."""
+class _Answers(SupervisedPlugin):
+    """Tallies the answers in Avalanche's evaluation loop, while a tally is asked for."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.right, self.count = 0, 0
+        self.tally: Tally | None = None
 
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        self.right += int((strategy.mb_output.argmax(dim=1) == strategy.mb_y).sum())
-        self.count += len(strategy.mb_y)
+        if self.tally is not None:
+            self.tally.add(strategy.mb_output, strategy.mb_y)
 
 
 class Foreign:
@@ -152,7 +153,7 @@ class Foreign:
         net = MultiTaskNet(headed) if scenario == "task" else OneHeadNet(headed)
         self._headed = headed
         self._budget = _Budget(setup)
-        self._answers = _RightAnswers()
+        self._answers = _Answers()
         self.strategy = cls(
             model=net,
             optimizer=new_optimizer(setup.train, net.parameters()),
@@ -182,20 +183,29 @@ class Foreign:
         with fast_loading():
             self.strategy.train(experience, eval_streams=[])
 
-    def accuracy(self, experience: DatasetExperience) -> float:
-        """Return the share of an experience's samples answered rightly, by the strategy's own evaluation.
+    def evaluate(self, experience: DatasetExperience, auroc: bool = False) -> Evaluation:
+        """Answer an experience's samples once, by the strategy's own evaluation; the AUROC ranks log-softmax.
 
         Whatever evaluation draws is given back: torch's loaders take a number from the global generator for each pass,
         and with it training would depend on how often one looks.
         """
-        self._answers.right, self._answers.count = 0, 0
-        with fast_loading(), torch.random.fork_rng(devices=[]):
-            self.strategy.eval(experience)
-        return self._answers.right / self._answers.count
+        tally = Tally(log_probabilities if auroc else None)
+        self._answers.tally = tally
+        try:
+            with fast_loading(), torch.random.fork_rng(devices=[]):
+                self.strategy.eval(experience)
+        finally:
+            # The tally's tensors are no state of the strategy: they must not be counted as such.
+            self._answers.tally = None
+        return tally.result()
+
+    def accuracy(self, experience: DatasetExperience) -> float:
+        """Return the share of an experience's samples answered rightly."""
+        return self.evaluate(experience).accuracy
 
     def holdings(self) -> Holdings:
         """Return what a walk over the strategy and its plugins finds."""
         found = foreign_holdings(
-            self.strategy, skip=lambda item: is_scaffolding(item) or isinstance(item, (_Budget, _RightAnswers))
+            self.strategy, skip=lambda item: is_scaffolding(item) or isinstance(item, (_Budget, _Answers))
         )
         return replace(found, task_parameters=self._headed.task_parameters())

@@ -19,6 +19,7 @@ from clbench.footprint import Holdings
 from clbench.loading import task_index
 from clbench.specs import Scenario
 from clbench.strategies.base import Setup, Strategy, new_optimizer
+from clbench.strategies.evaluation import Evaluation
 
 
 class Independent(Strategy):
@@ -58,11 +59,11 @@ class Independent(Strategy):
         logits: Tensor = net(x, t)
         return logits
 
-    def accuracy(self, experience: DatasetExperience) -> float:
-        """Return the share answered rightly by the task's own net, or by one that is thrown away again."""
-        share = super().accuracy(experience)
+    def evaluate(self, experience: DatasetExperience, auroc: bool = False) -> Evaluation:
+        """Evaluate the task's own net, or one that is thrown away again."""
+        found = super().evaluate(experience, auroc)
         self._newborn = None
-        return share
+        return found
 
     def holdings(self) -> Holdings:
         """Every net belongs to one task."""

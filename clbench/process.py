@@ -1,0 +1,55 @@
+"""What a run asks of its process while it lasts, and puts back: reproducibility, and stopping in good order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from clbench import checkpoint
+from clbench.seeds import derive, derive32
+
+
+@contextlib.contextmanager
+def reproducible(seed: int, threads: int) -> Iterator[None]:
+    """Fix everything a run's numbers depend on besides its seed, and put torch's and the generators' state back."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    generators = checkpoint.generator_states({})
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    random.seed(derive(seed, "global"))
+    # Strategies from elsewhere draw from NumPy's global generator.
+    np.random.seed(derive32(seed, "global"))  # noqa: NPY002
+    torch.manual_seed(derive(seed, "global"))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+        checkpoint.restore_generators(generators, {})
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Let a termination signal end a run as Ctrl-C does: with a record that says so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: object) -> None:
+        # Once is enough: a second signal must not break off the saving of the record.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
