@@ -1,0 +1,194 @@
+"""DEN as its released code runs it, which is not the paper's algorithm (`den.py`) where it matters.
+
+Paper      Yoon, Yang, Lee & Hwang 2018, ICLR, arXiv:1708.01547; code: jaehong31/DEN at 52ebb5d (DEN.py, DEN_run.py,
+           ops.py), as read. Nothing of it is copied: its licence does not say that it may be.
+Method     L is the mean cross-entropy of C sigmoids. Every phase adds mu_2 / 2 ||W||^2 over what it trains and ends
+           every step with a soft threshold mu on every trained variable, biases too, not scaled by the learning rate;
+           that is multiplied by 0.95 after every pass over the data, whatever the protocol's schedule.
+           task 1      train everything
+           task t > 1  1 head         one step on the new head: an l1 that acts once leaves practically no zero in it
+                       2 selection    from output 0 alone, breadth first, units over weights other than zero; train them
+                                      with a head of which only output 0's weights are left: all C logits share one
+                                      score, and differ by their biases. Drift penalty lambda / 2 on hidden weights.
+                       3 expansion    if the last mini-batch's loss is above tau, which the shared score sees to at
+                                      every task: k units a layer; they and the new head are trained, group threshold
+                                      gamma on new weights, not scaled either; units into which no weight is left are
+                                      removed
+                       4 splitting    inside 3 only: of the units that drifted by more than sigma in 2, the ten that
+                                      drifted least; both unit and copy get the weights from before the task, the copy a
+                                      bias from U(0, 1)
+                       5 all          after 3 only: train every shared weight and the head, drift penalty lambda / 2
+           timestamp   task t answers with the units that were there when it had been learned.
+Against    the paper: 1 (it solves eq. 3), 2 (it searches from all outputs, trains all of them, decays by l2 alone),
+the paper  3 (it asks the task's loss; here tau decides nothing), 4 (it splits whether or not it expanded, every unit
+           above sigma, measures drift under eq. 6, and the copy is what the unit had become).
+Departs    PyTorch's initialisation instead of Glorot's; batches in shuffled passes instead of draws; heads ignore later
+           units instead of having zeros for them; one group per unit over all its new weights instead of one per block
+           of them; no early stopping on a window of validation losses, which seldom stops anything.
+Stores     the net with a head per task, and a width per layer and task (the timestamps).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from avalanche.benchmarks.scenarios import DatasetExperience
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clbench.loading import Batch, ResidentLoader, TensorTask
+from clbench.strategies.base import new_optimizer
+from clbench.strategies.expanding import Expanding, Phase
+
+_ROOT = [0]
+"""The output from which units are selected."""
+
+
+class DENReferenceCode(Expanding):
+    """The released script's behaviour, phase by phase."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Settings, by the names of the released script's flags; its defaults."""
+
+        l1_lambda: Annotated[float, Field(ge=0)] = 1e-5
+        """mu: soft threshold of every trained variable, every step."""
+        l2_lambda: Annotated[float, Field(ge=0)] = 1e-4
+        """mu_2: on half the squared norm of every trained variable."""
+        gl_lambda: Annotated[float, Field(ge=0)] = 1e-3
+        """gamma: group threshold of new weights, every step."""
+        regular_lambda: Annotated[float, Field(ge=0)] = 0.5
+        """lambda: on half the squared distance of hidden weights from the last task's."""
+        ex_k: Annotated[int, Field(ge=0)] = 10
+        """k: units added to every layer at an expansion."""
+        loss_thr: Annotated[float, Field(ge=0)] = 0.01
+        """tau: on the last mini-batch's loss of phase 2."""
+        spl_thr: Annotated[float, Field(ge=0)] = 0.05
+        """sigma: split units that drifted further."""
+        max_splits: Annotated[int, Field(ge=0)] = 10
+        """Units split per layer and task at most."""
+        lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.95
+        """Learning rate times this after every pass over the data."""
+
+    scale_by_lr = False
+
+    def train_task(self, experience: DatasetExperience) -> None:
+        """The released script's loop, one task."""
+        self.begin_task(experience)
+        tasks = self.training_data(experience)
+        self.samples_per_pass = sum(len(task) for task in tasks)
+        if self.tasks_seen == 0:
+            self.train_on(tasks, self.phase_of(self.everything()), self.order)
+        else:
+            self.remember()
+            self.one_step_on_the_head(tasks)
+            self.retrain_selected(tasks)
+            if float(self.loss.detach()) > self.config.loss_thr and self.config.ex_k:
+                self.expand(tasks)
+                self.split()
+                phase = self.phase_of(self.everything(), self.hidden_anchors())
+                self.train_on(tasks, phase, self.chance)
+        self.end_task()
+
+    def one_step_on_the_head(self, tasks: Sequence[TensorTask]) -> None:
+        """Phase 1."""
+        self.now = self.phase_of(self.own_head(), net=self.head_only)
+        self.optimizer = new_optimizer(self.setup.train, self.now.parameters)
+        self.steps = 0
+        self.model.train()
+        self.train_step(next(iter(ResidentLoader(tasks, self.setup.train.batch_size, self.chance))))
+
+    def retrain_selected(self, tasks: Sequence[TensorTask]) -> None:
+        """Phase 2; the hidden weights are at this point what the last task left."""
+        selected = self.model.reached(self.task_label, _ROOT)
+        self.log_reuse(selected)
+        part = self.model.cut(self.task_label, selected, _ROOT)
+        anchors = [(weight, weight.detach().clone()) for weight in [*part.weights, *part.biases]]
+        self.train_on(tasks, self.phase_of(list(part.parameters()), anchors, part), self.order)
+
+    def expand(self, tasks: Sequence[TensorTask]) -> None:
+        """Phase 3."""
+        head = self.own_head()
+        with self.phase("grow"):
+            added = self.model.open_expansion(self.task_label, [self.config.ex_k] * len(self.model.names), self.chance)
+        for parameter in head:
+            parameter.requires_grad_(True)
+        layers = self.model.layers()
+        blocks = [block for layer in layers for block in (layer.delta_rows, layer.delta_columns) if block is not None]
+        phase = self.phase_of([*added, *head], grouped=blocks)
+        self.train_on(tasks, phase, self.chance)
+        useless = self.model.useless_units()
+        with self.phase("grow"):
+            self.model.close_expansion(self.task_label, [~mask for mask in useless])
+        for name, mask in zip(self.model.names, useless, strict=True):
+            self.log_growth(name, "added", self.config.ex_k)
+            self.log_growth(name, "pruned", int(mask.sum()))
+
+    @torch.no_grad()
+    def split(self) -> None:
+        """Phase 4."""
+        chosen = []
+        for drift in self.drifts():
+            mask = drift > self.config.spl_thr
+            least = drift.where(mask, torch.inf).argsort()[: min(self.config.max_splits, int(mask.sum()))]
+            chosen.append(torch.zeros_like(mask).index_fill_(0, least, True))
+        with self.phase("grow"):
+            self.restore(chosen)
+            self.model.duplicate(self.task_label, chosen)
+        for layer, name, mask in zip(self.model.layers(), self.model.names, chosen, strict=True):
+            copies = int(mask.sum())
+            if copies and layer.bias is not None:
+                layer.bias[-copies:] = torch.rand(copies, generator=self.chance).to(layer.bias)
+            self.log_growth(name, "split", copies)
+
+    # ------------------------------------------------------------------------------------------------------ one phase
+
+    def phase_of(
+        self,
+        parameters: Sequence[nn.Parameter],
+        anchors: Sequence[tuple[nn.Parameter, Tensor]] = (),
+        net: object = None,
+        grouped: Sequence[nn.Parameter] = (),
+    ) -> Phase:
+        """Return a phase with the script's penalties."""
+        return Phase(
+            net=self.model if net is None else net,  # type: ignore[arg-type]  # a net, or a function like one
+            parameters=parameters,
+            sparse=parameters,
+            l1=self.config.l1_lambda,
+            l2=self.config.l2_lambda,
+            grouped=grouped,
+            group=self.config.gl_lambda,
+            anchors=anchors,
+            drift=self.config.regular_lambda,
+        )
+
+    def hidden_anchors(self) -> list[tuple[nn.Parameter, Tensor]]:
+        """Return what the drift penalty holds in phase 5."""
+        return self.anchors()
+
+    def train_on(self, tasks: Sequence[TensorTask], phase: Phase, order: torch.Generator) -> None:
+        """Train a phase from the full learning rate."""
+        self.steps = 0
+        self.train_phase(tasks, phase, order)
+
+    def train_step(self, batch: Batch) -> None:
+        """One step, the learning rate lower after every pass."""
+        passes = self.steps * self.setup.train.batch_size // self.samples_per_pass
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.setup.train.lr * self.config.lr_decay**passes
+        super().train_step(batch)
+        self.steps += 1
+
+    def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross-entropy of one sigmoid an output, mean over outputs and samples."""
+        targets = F.one_hot(labels, logits.shape[1]).to(logits)
+        return F.binary_cross_entropy_with_logits(logits, targets)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Return what AUROC orders samples by: a sigmoid's order is its logit's."""
+        return logits
