@@ -120,7 +120,10 @@ def test_a_coupling_that_cannot_be_is_told_in_one_line_and_nothing_changes(wrong
     flat = [layer for part in parts for layer in ([part] if isinstance(part, nn.Module) else part)]
     held = nn.ModuleList(flat)
     before = everything(held)
-    for act in (lambda: grow(coupling, 2), lambda: remove(coupling, [0]), lambda: split(coupling, [0])):
+    acts: list[Callable[[], None]] = [
+        lambda: grow(coupling, 2), lambda: remove(coupling, [0]), lambda: split(coupling, [0]),
+    ]  # fmt: skip
+    for act in acts:
         with pytest.raises(GrowthError) as caught:
             act()
         assert str(caught.value) == message

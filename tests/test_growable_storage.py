@@ -99,8 +99,8 @@ def test_keep_equals_index_select_bit_by_bit(
 def test_all_three_ways_of_moving_a_row_are_taken_and_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """64 rows of 32, each growing by 16.
 
-    Row r moves by 16 r, so from the end a third of the remaining rows at a time is apart from its new place and moves at
-    once. Row 1 moves by 16 < 32 and overlaps itself: a bounce of 40 elements holds it, one of 20 takes it in pieces.
+    Row r moves by 16 r, so from the end a third of the remaining rows at a time is apart from its new place and moves
+    at once. Row 1 moves by 16 < 32 and overlaps itself: a bounce of 40 elements holds it, one of 20 takes it in pieces.
     """
     pieces: list[int] = []
     shift_back = moves_module._shift_back
@@ -247,7 +247,7 @@ def test_growing_by_three_percent_takes_the_new_part_and_a_bounce(dim: int, born
     """A weight of 4096 x 4096 floats is 67.1 MB, +124 slices are 2.03 MB, a bounce is 67.1 / 256 = 0.26 MB.
 
     The allocator gives out the bounce alone (the reservation is not its), plus the 1 KB in which torch tries the fill.
-    The resident set grows by the new part and the bounce; an ordinary tensor, consumed, holds 8 MiB twice at a time.
+    The resident set grows by the new part and the bounce; an ordinary tensor, consumed, holds 1 MiB twice at a time.
     A second copy would add 67 MB.
     """
     t = reserved_empty((4096, 4096)) if born == "reserved" else torch.empty(4096, 4096)

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import ASGD, LBFGS, Adafactor, Adagrad, Optimizer, Rprop
 
 from clbench.nets.growable.errors import GrowthError
-from clbench.nets.growable.guards import is_lone, refuse_distributed, refuse_unsuitable, swap_data
+from clbench.nets.growable.guards import is_lone, only_reference, refuse_distributed, refuse_unsuitable, swap_data
 from clbench.nets.growable.storage import (
     append,
     check_append,
@@ -125,17 +125,32 @@ class Change:
     @property
     def called(self) -> str:
         """The name, or else the shape."""
-        return self.name or f"parameter of shape {tuple(getattr(self.parameter, 'shape', ()))}"
+        if self.name:
+            return self.name
+        sized = isinstance(self.parameter, Tensor) and not nn.parameter.is_lazy(self.parameter)
+        return f"parameter of shape {tuple(self.parameter.shape)}" if sized else "parameter"
 
 
 @dataclass(frozen=True)
 class _Held:
-    """A parameter in one optimiser: its state, its group, what of the state has its shape, and how that begins."""
+    """A parameter in one optimiser: its group, what of its state has its shape, and how that begins."""
 
-    state: dict[str, Any]
+    optimizer: Optimizer
+    parameter: Tensor
     group: Mapping[str, Any]
     names: tuple[str, ...]
     fills: Mapping[str, Fill]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The state as the optimiser holds it."""
+        state: dict[str, Any] = self.optimizer.state[self.parameter]
+        return state
+
+    def part_from_snapshots(self) -> None:
+        """Leave an uncloned `state_dict()` the dict it shares with the optimiser, which goes on with another."""
+        if self.names and not only_reference(self.optimizer.state, self.parameter):
+            self.optimizer.state[self.parameter] = dict(self.state)
 
 
 def append_to_parameter_(
@@ -181,6 +196,9 @@ def apply(changes: Iterable[Change], optimizers: Optimizer | Iterable[Optimizer]
     changes = list(changes)
     held = _checked(changes, _listed(optimizers))
     effective = [change for change in changes if not _is_empty(change)]
+    for change in effective:
+        for here in held[id(change.parameter)]:
+            here.part_from_snapshots()
     if all(change.index is None for change in effective):
         _grow(effective, held)
     else:
@@ -258,7 +276,7 @@ def _checked_state(optimizer: Optimizer, group: Mapping[str, Any], p: Tensor, na
                 f"{name}: {type(optimizer).__name__} keeps '{key}', {what}, which cannot be carried over a change of "
                 "size; change the size first, then make the optimiser"
             )
-    return _Held(state, group, tuple(sized), fills)
+    return _Held(optimizer, p, group, tuple(sized), fills)
 
 
 def _holds_tensors(value: object) -> bool:

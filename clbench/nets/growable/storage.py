@@ -34,7 +34,7 @@ from clbench.nets.growable.moves import as_integers, bounce, flat, gather_rows, 
 LEAST_RESERVATION = 64 * 1024
 """Bytes of address space behind the smallest tensor; memory is used only for what is written."""
 
-CHUNK_BYTES = 8 * 1024 * 1024
+CHUNK_BYTES = 1024 * 1024
 """Source pages are given back after every so many bytes copied."""
 
 _HUGE_PAGES_FROM = 4 * 1024 * 1024
