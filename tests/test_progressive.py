@@ -398,7 +398,7 @@ def test_a_net_that_is_no_chain_is_refused_in_one_line() -> None:
     with pytest.raises(UserError) as caught:
         made(synthetic("task"), "progressive", **resnet)
     assert len(caught.value.lines) == 1
-    assert "ResNet18" in caught.value.lines[0]
+    assert "resnet18" in caught.value.lines[0]
     assert "lenet, mlp, zenke" in caught.value.lines[0]
 
 

@@ -1,5 +1,6 @@
 """Trunks, heads, and nets made of both. Needs torch alone and is usable without the rest of clbench."""
 
+from clbench.nets.build import CHAINS as CHAINS
 from clbench.nets.build import TRUNKS as TRUNKS
 from clbench.nets.build import build_head as build_head
 from clbench.nets.build import build_trunk as build_trunk

@@ -20,6 +20,9 @@ TRUNKS: dict[str, Callable[..., Trunk]] = {
 }
 """The built-in trunks by name; `f(input_shape, **settings)`."""
 
+CHAINS = frozenset({"mlp", "zenke", "lenet"})
+"""Those that are a `ChainTrunk`."""
+
 
 def build_trunk(kind: str, input_shape: Sequence[int], **settings: Any) -> Trunk:
     """Return a freshly initialised trunk, drawn from PyTorch's global generator.

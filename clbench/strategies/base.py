@@ -65,6 +65,8 @@ class Strategy(SupervisedTemplate):
     """A frozen dataclass of the method's settings; recipes fill it."""
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"task", "domain", "class"})
     """Where the method is defined."""
+    nets: ClassVar[frozenset[str] | None] = None
+    """Kinds of net, as recipes name them, that the method can take apart; None for any, and a user's own are tried."""
     stores: ClassVar[tuple[str, ...]] = ()
     """Attributes that hold the method's state between tasks: tensors, nets, numbers, nested in lists and dicts."""
     answers_with: ClassVar[frozenset[str]] = frozenset()

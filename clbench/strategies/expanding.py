@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from clbench.errors import UserError
 from clbench.loading import Batch, ResidentLoader, TensorTask
+from clbench.nets import CHAINS
 from clbench.nets.expandable import ExpandableNet, SubNet
 from clbench.specs import Scenario
 from clbench.strategies.base import Setup, Strategy, check_weights, new_optimizer
@@ -74,6 +75,7 @@ class Expanding(Strategy):
     """Base of the methods that grow: `train_phase`, and `before`, the weights that the last task left."""
 
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"task"})
+    nets: ClassVar[frozenset[str] | None] = CHAINS
 
     scale_by_lr: ClassVar[bool] = True
     """Whether the proximal steps have the learning rate as their step size; else 1."""

@@ -30,7 +30,7 @@ from pydantic import Field
 from torch import Tensor
 
 from clbench.errors import UserError
-from clbench.nets import TRUNKS, ChainTrunk
+from clbench.nets import CHAINS
 from clbench.nets.progressive import Lateral, ProgressiveNet
 from clbench.seeds import derive
 from clbench.specs import Scenario
@@ -53,6 +53,7 @@ class Progressive(Strategy):
         """The adapters' learned scalars start between 0 and this."""
 
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"task"})
+    nets: ClassVar[frozenset[str] | None] = CHAINS
 
     def __init__(self, *, setup: Setup, config: Config) -> None:
         super().__init__(setup=setup, config=config)
@@ -60,8 +61,7 @@ class Progressive(Strategy):
         try:
             net = ProgressiveNet(setup.new_net, seed, config.lateral, config.width, config.alpha)
         except (TypeError, ValueError) as error:
-            chains = [name for name, kind in TRUNKS.items() if isinstance(kind, type) and issubclass(kind, ChainTrunk)]
-            choice = f"; model.kind can be {', '.join(sorted(chains))}, or a net of your own that is a ChainTrunk"
+            choice = f"; model.kind can be {', '.join(sorted(CHAINS))}, or a net of your own that is a ChainTrunk"
             hint = choice if isinstance(error, TypeError) else ""
             raise UserError(f"strategy Progressive: model: {error}{hint}") from None
         self.model = net.to(self.device)
