@@ -76,7 +76,7 @@ def _checked(experiment: Experiment) -> tuple[type, Any]:
     kind = experiment.model.kind
     if issubclass(cls, Strategy) and cls.nets is not None and kind not in cls.nets and kind != "own":
         raise UserError(
-            f"baseline '{experiment.baseline.name}' takes nets apart that are a chain of layers, and the {kind} of task "
+            f"baseline '{experiment.baseline.name}' takes apart nets that are a chain of layers; the {kind} of task "
             f"'{experiment.task.name}' is none; --set model.kind=NET can name one: {', '.join(sorted(cls.nets))}"
         )
     return cls, settings
