@@ -23,7 +23,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
         "reset_optimizer": False, "optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3
     },
 }  # fmt: skip
-SAME_CODE = {"er_500", "ewc_batched", "ewc_empirical"}
+SAME_CODE = {"den_no_expansion", "den_no_split", "er_500", "ewc_batched", "ewc_empirical"}
 """Differ from others in settings that touch no state: seen once are enough."""
 DISTINCT = [pair for pair in OWN if pair[0] not in SAME_CODE]
 CASES = [(*pair, "adam that lives on") for pair in DISTINCT]
@@ -102,7 +102,8 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_same_record(
 def test_what_is_kept_is_what_the_checkpoint_holds(baseline: str, scenario: Scenario, budget: str) -> None:
     """Bytes needed to go on learning = bytes of every tensor in the state, each storage once.
 
-    Joint training keeps data sets besides, which a checkpoint leaves to the stream: their bytes are taken off.
+    Joint training and DEN-Finetune keep data sets besides, which a checkpoint leaves to the stream: their bytes are
+    taken off.
     """
     task = stream(scenario, **{"iterations": 6, **BUDGETS[budget]})
     strategy, tasks = made(task, baseline, **needs(baseline, scenario))
@@ -113,5 +114,5 @@ def test_what_is_kept_is_what_the_checkpoint_holds(baseline: str, scenario: Scen
             tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
             for tensor in tensors_in(strategy.state_dict())
         }
-        data = counted.replay_bytes if baseline == "joint" else 0
+        data = counted.replay_bytes if baseline in ("joint", "den_finetune") else 0
         assert counted.keep_learning_bytes - data == sum(storages.values())

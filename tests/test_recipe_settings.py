@@ -10,6 +10,9 @@ from clbench.strategies.build import check
 
 UNDEFINED = {("independent", "class"), ("derpp", "task"), ("derpp_500", "task"), ("derpp_500", "class")}
 """An own net per task cannot choose among all classes; Avalanche's DER gives no task to the net."""
+TASK_ONLY = {"apd", "den", "den_finetune", "den_no_expansion", "den_no_split", "den_reference_code", "progressive"}
+"""What grows for a task must be told the task."""
+UNDEFINED |= {(name, scenario) for name in TASK_ONLY for scenario in ("domain", "class")}
 
 
 @pytest.mark.parametrize("baseline", names("baseline"))
