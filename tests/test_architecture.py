@@ -52,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
         "process", "strategies.base", "strategies.build", "strategies.foreign", "strategies.evaluation",
     },
     "sweep": PLAIN | {"runner", "recipes", "records", "data", "strategies.build"},
-    "lab": {"lab", "nets", "memory", "records", "environment", "errors"},
+    "lab": {"lab", "lab.record", "nets", "memory", "records", "environment", "errors"},
     "lab.record": {"errors", "records"},
     "report": PLAIN | {"report", "records", "recipes", "metrics", "lab.record"},
     "scaffold": {"errors", "recipes", "records"},

@@ -69,7 +69,7 @@ def test_it_agrees_with_scikit_learn(dtype: type) -> None:
     """Its macro one-against-rest wants rows that sum to one; class by class it takes any score."""
     rng = RNG(7)
     labels = rng.integers(0, 10, 3000)
-    scores = np.round(rng.normal(0, 1, (3000, 10)) + 2 * np.eye(10)[labels], 1).astype(dtype)
+    scores: NDArray[np.floating] = np.round(rng.normal(0, 1, (3000, 10)) + 2 * np.eye(10)[labels], 1).astype(dtype)
     alone = [roc_auc_score(labels == label, scores[:, label]) for label in range(10)]
     assert auroc(scores, labels) == pytest.approx(float(np.mean(alone)), abs=1e-12)
     shares = np.exp(scores.astype(np.float64))

@@ -91,10 +91,8 @@ class ExpandableNet(nn.Module):
         return self.widths() if stage is None else self.stages[stage]
 
     def inputs(self, i: int, units: Tensor) -> Tensor:
-        """Return which inputs of layer i the given units of layer i - 1 make: index to index, or mask to mask."""
+        """Return the numbers of the inputs of layer i that the units of layer i - 1 with these numbers make."""
         each = self.features_per_unit[i]
-        if units.dtype == torch.bool:
-            return units.repeat_interleave(each)
         return (units[:, None] * each + torch.arange(each, device=units.device)).flatten()
 
     # ---------------------------------------------------------------------------------------------------------- forward
