@@ -273,6 +273,19 @@ def _doctor(options: argparse.Namespace) -> int:
     return 0 if well else 1
 
 
+def _lab(options: argparse.Namespace) -> int:
+    from clbench.lab.growth import growth
+    from clbench.report import lab
+
+    def say(stage: str) -> None:
+        print(f"clbench: {stage} ...", file=sys.stderr)
+
+    record = growth(options.device, quick=options.quick, threads=options.threads, say=say)
+    path = record.save(options.out)
+    print(f"{lab.console_text(record)}\n{record.seconds:.0f} s. Record: {path}; tables and figures: clbench report")
+    return 0
+
+
 # -------------------------------------------------------------------------------------------------------------- parsing
 
 
@@ -397,6 +410,13 @@ def _parser() -> argparse.ArgumentParser:
     imported.add_argument("path", type=Path, metavar="FILE-OR-FOLDER")
     verify = actions.add_parser("verify", help="read every byte again and compare")
     verify.add_argument("name", nargs="*", metavar="NAME")
+
+    lab = command("lab", "measure ways of doing one thing side by side", _lab, "clbench lab growth --quick")
+    lab.add_argument("what", choices=["growth"], help="growth: peak memory, time and later cost of growing a weight")
+    lab.add_argument("--quick", action="store_true", help="small sizes, seconds; its figures mean nothing")
+    lab.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:<number> (default %(default)s)")
+    lab.add_argument("--threads", type=_positive, default=1, metavar="N", help="CPU threads (default %(default)s)")
+    lab.add_argument("--out", type=Path, default=OUT / "lab", metavar="DIR", help="record (default %(default)s)")
 
     command("doctor", "say what this installation can do", _doctor, "clbench doctor")
     return parser

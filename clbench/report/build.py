@@ -227,8 +227,11 @@ def _index(
 
 
 def _figure_links(stem: str, plots: Sequence[Plot]) -> list[str]:
-    bases = [(plot, f"../figures/{stem}-{plot.name}") for plot in plots]
-    return [f"- [{plot.name}]({base}.png) ([pdf]({base}.pdf), [data]({base}.csv)): {plot.caption}" for plot, base in bases]
+    lines = []
+    for plot in plots:
+        base = f"../figures/{stem}-{plot.name}"
+        lines.append(f"- [{plot.name}]({base}.png) ([pdf]({base}.pdf), [data]({base}.csv)): {plot.caption}")
+    return lines
 
 
 def _quoted(line: str) -> str:

@@ -19,6 +19,8 @@ _CASES = {
     ("conv", "fan-out"): ("#de8f05", "o"),
     ("conv", "fan-in"): ("#de8f05", "D"),
 }
+_LEAST = 0.01
+"""W: what stays below is drawn here, as a logarithm has no room for nothing."""
 _KINDS = {"gradients": "#0173b2", "Adam's state": "#de8f05", "peak of a step": "#949494"}
 
 
@@ -35,7 +37,7 @@ def _memory(record: GrowthRecord) -> Plot:
 
     def draw() -> Figure:
         new = f"the new part, {record.share:g} W"
-        left = 0.2 + 0.056 * max(len(METHODS[method]) for method in methods)
+        left = 0.12 + 0.051 * max(len(METHODS[method]) for method in methods)
         figure, (axis,), finish = sheet(COLUMN, 0.2 + 0.19 * len(methods), legend=[*names, new], left=left, right=0.15)
         axis.set_xscale("log")
         axis.axvline(record.share, color="#555555", linestyle="--", linewidth=0.8, zorder=1)
@@ -44,18 +46,15 @@ def _memory(record: GrowthRecord) -> Plot:
             # A little apart, so that none hides another: in most methods all four are equal.
             place = methods.index(peak.method) + 0.16 * (list(cases).index((peak.layer, peak.side)) - 1.5)
             assert peak.peak is not None
-            # What stays below a thousandth of the weight is nothing, and a logarithm has no room for it.
-            x = max(peak.peak / peak.weight_bytes, 1e-3)
+            x = max(peak.peak / peak.weight_bytes, _LEAST)
             axis.plot(x, place, marker, color=colour, markersize=3.2, markeredgewidth=0)
         axis.set_yticks(range(len(methods)), [METHODS[method] for method in methods])
         axis.set_ylim(len(methods) - 0.5, -0.5)
-        low, high = axis.get_xlim()
-        ticks = [tick for tick in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 2) if low <= tick <= max(high, 2.3)]
-        axis.set_xlim(low, max(high, 2.3))
-        axis.xaxis.set_major_locator(FixedLocator(ticks))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_xlim(0.8 * _LEAST, 2.8)
+        ticks = (_LEAST, 0.03, 0.1, 0.3, 1, 2)
+        axis.set_xticks(ticks, [f"≤{tick:g}" if tick == _LEAST else f"{tick:g}" for tick in ticks])
         axis.xaxis.set_minor_locator(NullLocator())
-        axis.set_xlabel(f"peak of one growth above the level before (W), {record.environment.device}")
+        axis.set_xlabel(f"extra memory of one growth (W), {record.environment.device}")
         handles: list[Any] = [
             Line2D([], [], marker=marker, color=colour, linestyle="none", label=name, markersize=3.2)
             for name, (colour, marker) in zip(names, cases.values(), strict=True)
@@ -85,7 +84,7 @@ def _steps(record: GrowthRecord) -> Plot:
     def draw() -> Figure:
         names = [STEP_METHODS[method] for method in methods]
         figure, axes, finish = sheet(
-            PAGE, 1.7, columns=max(1, len(panels)), legend=names, top=0.2, left=0.4, share=False, gap=(0.3, 0.3)
+            PAGE, 1.7, columns=max(1, len(panels)), legend=names, top=0.2, left=0.4, share=True
         )
         for axis, (layer, batch) in zip(axes, panels, strict=False):
             for method in methods:
@@ -96,8 +95,7 @@ def _steps(record: GrowthRecord) -> Plot:
             counts = sorted({step.growths for step in record.steps})
             axis.set_xticks(counts, [str(count) for count in counts])
             axis.xaxis.set_minor_locator(NullLocator())
-            low, high = axis.get_ylim()
-            axis.set_ylim(min(low, 0.65), max(high, 2.2))
+            axis.set_ylim(0.95 * min(ratios.values()), 1.1 * max(ratios.values()))
             axis.yaxis.set_major_locator(FixedLocator([0.5, 0.7, 1, 1.4, 2, 3, 4, 6, 8]))
             axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.yaxis.set_minor_formatter(NullFormatter())

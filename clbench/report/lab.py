@@ -103,7 +103,8 @@ def _limits(record: GrowthRecord) -> TextTable:
     rows = tuple((found.what, found.measured, found.limit, found.words) for found in verdicts(record))
     caption = (
         "What growing in place is held to. W: bytes of the weight that grows; a peak is the worse of allocator and "
-        "resident set, median. Below 256 MB, and in a quick run, nothing is judged.",
+        "resident set, median. Not judged: weights below 256 MB, quick runs, and a step's time where an ordinary layer "
+        "exceeds the limit itself, against another.",
     )
     return _table(record, "limits", "Limits", ("limit", "measured", "at most", "holds"), [Section("", rows)], caption)
 
@@ -124,7 +125,7 @@ def _memory(record: GrowthRecord) -> TextTable:
         f"Peak memory of one growth by {100 * record.share:g} % of a side above the level before it, in W: at the "
         f"allocator ({record.meter}) / of the resident set. {sizes}, float32; each figure from a fresh process, "
         f"median, {runs(peak.allocated or peak.resident for peak in peaks)}. The allocator does not see reserved "
-        "address space, nor the resident set what was never written.",
+        "address space, nor the resident set what was never written; the strided view's buffer is there beforehand.",
     )
     header = ("method", *(f"{layer} {side}" for layer, side in cases))
     return _table(record, "memory", "Peak memory of one growth", header, sections, caption)

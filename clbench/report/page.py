@@ -53,8 +53,9 @@ def page_html(
         for task in selection.tasks
     ]
     if lab.NAME in tables:
-        figures = [_picture(plot.caption, pictures[f"{stem}-{plot.name}"]) for stem in lab.stems(plots) for plot in plots[stem]]
-        blocks = [{"title": "", "figures": figures}]
+        drawn = [(stem, plot) for stem in lab.stems(plots) for plot in plots[stem]]
+        pairs = [_picture(plot.caption, pictures[f"{stem}-{plot.name}"]) for stem, plot in drawn]
+        blocks = [{"title": "", "figures": pairs}]
         sections.append({"name": lab.NAME, "title": lab.TITLE, "tables": tables[lab.NAME], "blocks": blocks})
     text = environment.get_template(TEMPLATE).render(
         sections=sections, reproduction=tables.get("reproduction", ()), problems=problems
