@@ -75,7 +75,7 @@ class APD(Strategy):
         """What a new tau begins as: a copy of the shared weights, or zeros."""
 
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"task"})
-    nets: ClassVar[frozenset[str] | None] = CHAINS
+    model_kinds: ClassVar[frozenset[str] | None] = CHAINS
 
     def __init__(self, *, setup: Setup, config: Config) -> None:
         self.decay = setup.train.weight_decay

@@ -65,7 +65,7 @@ class Strategy(SupervisedTemplate):
     """A frozen dataclass of the method's settings; recipes fill it."""
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"task", "domain", "class"})
     """Where the method is defined."""
-    nets: ClassVar[frozenset[str] | None] = None
+    model_kinds: ClassVar[frozenset[str] | None] = None
     """Kinds of net, as recipes name them, that the method can take apart; None for any, and a user's own are tried."""
     stores: ClassVar[tuple[str, ...]] = ()
     """Attributes that hold the method's state between tasks: tensors, nets, numbers, nested in lists and dicts."""

@@ -74,10 +74,10 @@ def _checked(experiment: Experiment) -> tuple[type, Any]:
             f"'{experiment.task.name}'; it is in: {', '.join(sorted(works_in))}"
         )
     kind = experiment.model.kind
-    if issubclass(cls, Strategy) and cls.nets is not None and kind not in cls.nets and kind != "own":
+    if issubclass(cls, Strategy) and cls.model_kinds is not None and kind not in cls.model_kinds and kind != "own":
         raise UserError(
             f"baseline '{experiment.baseline.name}' takes apart nets that are a chain of layers; the {kind} of task "
-            f"'{experiment.task.name}' is none; --set model.kind=NET can name one: {', '.join(sorted(cls.nets))}"
+            f"'{experiment.task.name}' is none; --set model.kind=NET can name one: {', '.join(sorted(cls.model_kinds))}"
         )
     return cls, settings
 

@@ -75,7 +75,7 @@ class Expanding(Strategy):
     """Base of the methods that grow: `train_phase`, and `before`, the weights that the last task left."""
 
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"task"})
-    nets: ClassVar[frozenset[str] | None] = CHAINS
+    model_kinds: ClassVar[frozenset[str] | None] = CHAINS
 
     scale_by_lr: ClassVar[bool] = True
     """Whether the proximal steps have the learning rate as their step size; else 1."""

@@ -53,7 +53,7 @@ class Progressive(Strategy):
         """The adapters' learned scalars start between 0 and this."""
 
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"task"})
-    nets: ClassVar[frozenset[str] | None] = CHAINS
+    model_kinds: ClassVar[frozenset[str] | None] = CHAINS
 
     def __init__(self, *, setup: Setup, config: Config) -> None:
         super().__init__(setup=setup, config=config)
