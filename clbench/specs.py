@@ -12,7 +12,14 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 Scenario = Literal["task", "domain", "class"]
 
@@ -158,6 +165,11 @@ class LeNetModel(_Model):
     hidden: tuple[int, int] = (800, 500)
     response_norm: bool = True
     """Off for methods that cut units out of a net: the normalisation lets neighbouring channels change each other."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the key out where it changes nothing: recipes that never named it keep their hash."""
+        return {key: value for key, value in dump(self).items() if key != "response_norm" or not value}
 
 
 class ResNet18Model(_Model):

@@ -274,11 +274,17 @@ def test_an_expansion_trains_nothing_old(optimizer: str) -> None:
     strategy, tasks = second_task(train=train, group=0.0, l1=0.0, units=9)
     before = [(parameter, parameter.detach().clone()) for parameter in strategy.model.parameters()]
     strategy.dynamic_expansion(tasks)
-    assert strategy.model.widths() > [8, 6]
+    assert all(now > then for now, then in zip(strategy.model.widths(), (8, 6), strict=True))
     for parameter, old in before:
         assert torch.equal(corner(parameter, old), old)
         assert parameter.requires_grad
     assert strategy.model.head(1).weight[:, 6:].any(), "the head listens to what is new"
+
+
+def test_the_protocols_weight_decay_is_left_out_of_every_phase() -> None:
+    """What holds the weights is in eqs. 2 to 6: a decay of the protocol's would be a term more in each of them."""
+    plain, decayed = (taught(train={"weight_decay": decay})[0] for decay in (0.0, 0.5))
+    assert all(torch.equal(one, other) for one, other in zip(shared(plain), shared(decayed), strict=True))
 
 
 # ---------------------------------------------------------------------------------------------------------------- split

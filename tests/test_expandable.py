@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clbench.nets import HeadedNet, MultiHead, SingleHead, build_trunk
+from clbench.nets import MLP, HeadedNet, MultiHead, SingleHead, build_trunk
 from clbench.nets.expandable import ExpandableNet
 from clbench.nets.heads import ABSENT_LOGIT, GrowingLinear, birth_seed
 
@@ -573,3 +573,39 @@ def test_nets_whose_units_cannot_be_cut_out_are_refused() -> None:
     mlp = build_trunk("mlp", (1, 4, 4), hidden=[3])
     with pytest.raises(ValueError, match=r"^units with timestamps need a head per task"):
         ExpandableNet(HeadedNet(mlp, SingleHead(3, 2)))
+
+
+class Own(MLP):
+    """A chain of a user's own, one of two that would break if units were cut out of it."""
+
+    def __init__(self, *, norm: bool) -> None:
+        super().__init__((1, 4, 4), [5, 3])
+        if norm:
+            self.norm = nn.LayerNorm(3)
+        else:
+            self.layers[0] = nn.Linear(16, 5, bias=False)
+
+
+def test_chains_with_more_than_layers_and_chains_with_some_biases_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^Own has norm\.bias, norm\.weight beside its chain"):
+        ExpandableNet(HeadedNet(Own(norm=True), MultiHead(3, 0)))
+    with pytest.raises(ValueError, match=r"^Own has layers with a bias and layers without"):
+        ExpandableNet(HeadedNet(Own(norm=False), MultiHead(3, 0)))
+
+
+def test_a_convolution_pads_as_it_did_when_units_are_cut_out_or_later_ones_left_out() -> None:
+    """Circular padding: a corner of the weights, or some units, compute what the layer computes."""
+    plain = headed("lenet")
+    old = plain.trunk.get_submodule("conv2")
+    assert isinstance(old, nn.Conv2d)
+    circular = nn.Conv2d(old.in_channels, old.out_channels, 5, padding=2, padding_mode="circular")
+    plain.trunk.set_submodule("conv2", circular)
+    net, x = ExpandableNet(plain.double()).eval(), images("lenet")
+    net.observe(0, range(3))
+    net.close_stage(0)
+    before = net(x, 0)
+    net.observe(1, range(3))
+    grow(net, 1)
+    net.close_stage(1)
+    assert torch.equal(net(x, 0), before)
+    torch.testing.assert_close(net.cut(1, net.reached(1))(x, 1), net(x, 1), rtol=0, atol=1e-12)

@@ -13,7 +13,7 @@ from clbench import recipes
 from clbench.errors import UserError
 from clbench.metrics import METRICS
 from clbench.recipes import load_baseline, load_task, names, resolve, shipped
-from clbench.specs import BaselineSpec, TaskSpec, content_hash, datasets_of
+from clbench.specs import BaselineSpec, LeNetModel, TaskSpec, content_hash, datasets_of
 
 TASK = """
 schema = 1
@@ -313,6 +313,14 @@ def test_extending_nothing_known_names_file_and_key(tmp_path: Path) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- hashes
+
+
+def test_a_key_that_came_later_counts_only_where_it_says_something_else() -> None:
+    net = load_task("split_cifar100_superclass").model
+    assert isinstance(net, LeNetModel)
+    assert "response_norm" not in net.model_dump(mode="json")
+    assert net.model_copy(update={"response_norm": False}).model_dump(mode="json")["response_norm"] is False
+    assert load_task("split_cifar100_superclass").hash == "8fd045f5f4ae"  # of records made before the key
 
 
 def test_a_hash_depends_on_the_content_alone() -> None:

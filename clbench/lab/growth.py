@@ -129,7 +129,7 @@ def growth(device: str = "cpu", *, quick: bool = False, threads: int = 1, say: S
     finally:
         torch.set_num_threads(before)
     return GrowthRecord(
-        command=" ".join(["clbench lab growth", *(["--quick"] if quick else []), *_device_words(where)]),
+        command=" ".join(["clbench lab growth", *(["--quick"] if quick else []), *_words(where, threads)]),
         quick=quick,
         started=started.isoformat(timespec="seconds"),
         seconds=round(time.monotonic() - began, 1),
@@ -146,8 +146,9 @@ def growth(device: str = "cpu", *, quick: bool = False, threads: int = 1, say: S
     )
 
 
-def _device_words(device: torch.device) -> list[str]:
-    return [] if device.type == "cpu" else ["--device", str(device)]
+def _words(device: torch.device, threads: int) -> list[str]:
+    where = [] if device.type == "cpu" else ["--device", str(device)]
+    return [*where, *(["--threads", str(threads)] if threads != 1 else [])]
 
 
 def _device(name: str) -> torch.device:

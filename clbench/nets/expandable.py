@@ -33,7 +33,8 @@ class ExpandableNet(nn.Module):
         net: a freshly built net of a `ChainTrunk` and a `MultiHead`; its layers are taken over.
 
     Raises:
-        ValueError: the trunk is no chain, or its units change each other between layers; the head is not one per task.
+        ValueError: the trunk is no chain, has more parameters or buffers than its chain, or its units change each other
+            between layers; the head is not one per task.
     """
 
     def __init__(self, net: HeadedNet) -> None:
@@ -46,6 +47,15 @@ class ExpandableNet(nn.Module):
                 f"{type(trunk).__name__} normalises a channel by its neighbours, so none can be cut out: set "
                 "response_norm = false"
             )
+        within = {f"{name}.{part}" for name in trunk.chain for part in ("weight", "bias")}
+        beside = sorted({name for name, _ in [*trunk.named_parameters(), *trunk.named_buffers()]} - within)
+        if beside:
+            raise ValueError(f"{type(trunk).__name__} has {', '.join(beside)} beside its chain, which units share")
+        layers = [trunk.layer(i) for i in range(len(trunk.chain))]
+        if len({layer.bias is None for layer in layers}) > 1:
+            raise ValueError(f"{type(trunk).__name__} has layers with a bias and layers without: give all of them one")
+        if any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in layers):
+            raise ValueError(f"{type(trunk).__name__} has a grouped convolution, out of which no unit can be cut")
         if not isinstance(head, MultiHead):
             raise ValueError("units with timestamps need a head per task, that is a task-incremental stream")
         self.trunk = trunk
@@ -338,10 +348,13 @@ class SubNet(nn.Module):
         empty = [int(not len(rows)) for rows in self._rows]
         maps, before = [], 0
         for i, (layer, weight, bias) in enumerate(zip(layers, self.weights, biases, strict=True)):
-            around = [0, 0] * (weight.ndim - 2) + [0, before * self._whole[0].features_per_unit[i], 0, empty[i]]
-            maps.append(_map(layer, F.pad(weight, around), None if bias is None else F.pad(bias, (0, empty[i]))))
+            if before or empty[i]:
+                around = [0, 0] * (weight.ndim - 2) + [0, before * self._whole[0].features_per_unit[i], 0, empty[i]]
+                weight, bias = F.pad(weight, around), None if bias is None else F.pad(bias, (0, empty[i]))
+            maps.append(_map(layer, weight, bias))
             before = empty[i]
-        logits = F.linear(trunk.run(x, maps), F.pad(self.head_weight, (0, before)))
+        head = F.pad(self.head_weight, (0, before)) if before else self.head_weight
+        logits = F.linear(trunk.run(x, maps), head)
         return logits.expand(-1, self._n_outputs) if self.head_bias is None else logits + self.head_bias
 
     @torch.no_grad()
@@ -374,5 +387,5 @@ def _map(layer: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor | None) -> C
     """Return what the layer does, with other weights."""
     if isinstance(layer, nn.Linear):
         return partial(F.linear, weight=weight, bias=bias)
-    geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
-    return partial(F.conv2d, weight=weight, bias=bias, **geometry)
+    # The layer's own forward pass, which knows its stride, padding, padding mode and dilation.
+    return partial(layer._conv_forward, weight=weight, bias=bias)

@@ -18,9 +18,10 @@ Checked    against derivations by hand and a toy world (tests/test_den.py); no t
 Departs    The paper says nothing of how to solve eqs. 2, 3 and 5: here a proximal step after every optimiser step, with
            the learning rate as step size, so that zeros are exact. Every phase has the protocol's whole budget. L > tau
            asks the mean training loss after selective retraining. Weights out of new units start at zero, so that
-           growth changes no answer. A copy takes the weights out of its unit along, and only the new head listens to it
-           besides the next layer. Biases are trained, held by lambda and restored with their unit, not penalised by mu,
-           and not part of its drift. A unit that is removed takes with it the constant it might still put out.
+           growth changes no answer. Every phase starts a fresh optimiser, without the protocol's weight decay. A copy
+           takes the weights out of its unit along, and only the new head listens to it besides the next layer. Biases
+           are trained, decayed by mu_2, held by lambda and restored with their unit, not penalised by mu, and not part
+           of its drift. A unit that is removed takes with it the constant it might still put out.
 Stores     the net with a head per task, and a width per layer and task (the timestamps).
 """
 

@@ -14,17 +14,23 @@ Method     L is the mean cross-entropy of C sigmoids. Every phase adds mu_2 / 2 
                                       every task: k units a layer; they and the new head are trained, group threshold
                                       gamma on new weights, not scaled either; units into which no weight is left are
                                       removed
-                       4 splitting    inside 3 only: of the units that drifted by more than sigma in 2, the ten that
-                                      drifted least; both unit and copy get the weights from before the task, the copy a
-                                      bias from U(0, 1)
+                       4 splitting    inside 3 only: of the units that drifted by more than sigma in 2, the k that
+                                      drifted least get a copy. Whether units are split or not, every hidden weight and
+                                      bias that was there before the task is put back to what it was (the script edits
+                                      two names of one array): of 2 only the choice of units and the head remain. So a
+                                      copy is a copy of the old unit; its bias is from U(0, 1)
                        5 all          after 3 only: train every shared weight and the head, drift penalty lambda / 2
            timestamp   task t answers with the units that were there when it had been learned.
 Against    the paper: 1 (it solves eq. 3), 2 (it searches from all outputs, trains all of them, decays by l2 alone),
 the paper  3 (it asks the task's loss; here tau decides nothing), 4 (it splits whether or not it expanded, every unit
-           above sigma, measures drift under eq. 6, and the copy is what the unit had become).
-Departs    PyTorch's initialisation instead of Glorot's; batches in shuffled passes instead of draws; heads ignore later
-           units instead of having zeros for them; one group per unit over all its new weights instead of one per block
-           of them; no early stopping on a window of validation losses, which seldom stops anything.
+           above sigma, measures drift under eq. 6, keeps what retraining gave the others, and the copy is what the
+           unit had become).
+Departs    PyTorch's initialisation instead of Glorot's, and zeros for the weights out of new units, which the script
+           draws; a copy takes its unit's weights into the head along, which the script draws too; batches in shuffled
+           passes instead of draws; heads ignore later units instead of having zeros for them; one group per unit over
+           all its new weights instead of one per block of them; the l1 threshold before the group's, whose order the
+           script leaves to chance; no early stopping on a window of validation losses, which seldom stops anything.
+           The protocol's weight decay, schedule and reset_optimizer = false are not heeded: phases have their own.
 Stores     the net with a head per task, and a width per layer and task (the timestamps).
 """
 
@@ -41,7 +47,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clbench.loading import Batch, ResidentLoader, TensorTask
-from clbench.strategies.base import new_optimizer
 from clbench.strategies.expanding import Expanding, Phase
 
 _ROOT = [0]
@@ -64,13 +69,11 @@ class DENReferenceCode(Expanding):
         regular_lambda: Annotated[float, Field(ge=0)] = 0.5
         """lambda: on half the squared distance of hidden weights from the last task's."""
         ex_k: Annotated[int, Field(ge=0)] = 10
-        """k: units added to every layer at an expansion."""
+        """k: units added to every layer at an expansion; 0 never expands."""
         loss_thr: Annotated[float, Field(ge=0)] = 0.01
         """tau: on the last mini-batch's loss of phase 2."""
         spl_thr: Annotated[float, Field(ge=0)] = 0.05
-        """sigma: split units that drifted further."""
-        max_splits: Annotated[int, Field(ge=0)] = 10
-        """Units split per layer and task at most."""
+        """sigma: split units that drifted further, at most `ex_k` a layer and task."""
         lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.95
         """Learning rate times this after every pass over the data."""
 
@@ -87,17 +90,17 @@ class DENReferenceCode(Expanding):
             self.remember()
             self.one_step_on_the_head(tasks)
             self.retrain_selected(tasks)
-            if float(self.loss.detach()) > self.config.loss_thr and self.config.ex_k:
+            if float(self.loss.detach()) >= self.config.loss_thr and self.config.ex_k:
                 self.expand(tasks)
                 self.split()
-                phase = self.phase_of(self.everything(), self.hidden_anchors())
+                phase = self.phase_of(self.everything(), self.anchors())
                 self.train_on(tasks, phase, self.chance)
         self.end_task()
 
     def one_step_on_the_head(self, tasks: Sequence[TensorTask]) -> None:
         """Phase 1."""
         self.now = self.phase_of(self.own_head(), net=self.head_only)
-        self.optimizer = new_optimizer(self.setup.train, self.now.parameters)
+        self.optimizer = self.phase_optimizer(self.now)
         self.steps = 0
         self.model.train()
         self.train_step(next(iter(ResidentLoader(tasks, self.setup.train.batch_size, self.chance))))
@@ -134,10 +137,10 @@ class DENReferenceCode(Expanding):
         chosen = []
         for drift in self.drifts():
             mask = drift > self.config.spl_thr
-            least = drift.where(mask, torch.inf).argsort()[: min(self.config.max_splits, int(mask.sum()))]
+            least = drift.where(mask, torch.inf).argsort()[: min(self.config.ex_k, int(mask.sum()))]
             chosen.append(torch.zeros_like(mask).index_fill_(0, least, True))
         with self.phase("grow"):
-            self.restore(chosen)
+            self.restore([torch.ones_like(mask) for mask in chosen])
             self.model.duplicate(self.task_label, chosen)
         for layer, name, mask in zip(self.model.layers(), self.model.names, chosen, strict=True):
             copies = int(mask.sum())
@@ -166,10 +169,6 @@ class DENReferenceCode(Expanding):
             anchors=anchors,
             drift=self.config.regular_lambda,
         )
-
-    def hidden_anchors(self) -> list[tuple[nn.Parameter, Tensor]]:
-        """Return what the drift penalty holds in phase 5."""
-        return self.anchors()
 
     def train_on(self, tasks: Sequence[TensorTask], phase: Phase, order: torch.Generator) -> None:
         """Train a phase from the full learning rate."""

@@ -113,10 +113,14 @@ class Expanding(Strategy):
             order: of the samples; None for the generator of the order of data.
         """
         self.now = phase
-        self.optimizer = new_optimizer(self.setup.train, phase.parameters)
+        self.optimizer = self.phase_optimizer(phase)
         self.fit(tasks, order)
         self.put_back()
         check_weights(self.model, self.setup.train)  # after a sub-network's last step, too
+
+    def phase_optimizer(self, phase: Phase) -> torch.optim.Optimizer:
+        """Return a fresh optimiser for a phase; without the protocol's weight decay, because phases have penalties."""
+        return new_optimizer(self.setup.train.model_copy(update={"weight_decay": 0.0}), phase.parameters)
 
     def train_step(self, batch: Batch) -> None:
         """One step: loss, gradients of the penalties, optimiser, proximal step."""
@@ -223,7 +227,7 @@ class Expanding(Strategy):
 
     def serving(self) -> list[dict[str, Tensor]]:
         """Return, per task and layer, which units its answer depends on."""
-        tasks = sorted(self.model.stage_of, key=lambda task: self.model.stage_of[task])
+        tasks = sorted(self.model.stage_of)
         return [dict(zip(self.model.names, self.model.reached(task), strict=True)) for task in tasks]
 
 
