@@ -53,7 +53,7 @@ def row(group: Group, measures: Sequence[Measure]) -> tuple[str, ...]:
     """Return the cells of one baseline: label (starred where it departs), n, one cell a measure."""
     runs = len(group.runs)
     values = (shown(measure.over(group.runs), measure.unit, runs) for measure in measures)
-    return (group.label + ("*" if group.starred else ""), str(runs), *values)
+    return (_starred(group), str(runs), *values)
 
 
 def _growth_table(task: TaskBlocks) -> TextTable | None:
@@ -84,13 +84,18 @@ def _growth_table(task: TaskBlocks) -> TextTable | None:
     )
 
 
+def _starred(group: Group) -> str:
+    """Return the label, with a star where budget or net are not the protocol's own."""
+    return group.label + ("*" if group.starred else "")
+
+
 def _growth_rows(group: Group) -> Iterable[tuple[str, ...]]:
     runs = len(group.runs)
     for layer in growing(group):
         found = over_runs(group, layer)
         counts = (found.widths[0], found.widths[-1], *(found.totals[kind] for kind in KINDS))
         texts = [shown(value, "count", runs) for value in counts]
-        yield (group.label, layer, str(runs), *texts, shown(found.mean_reused, "fraction", runs))
+        yield (_starred(group), layer, str(runs), *texts, shown(found.mean_reused, "fraction", runs))
 
 
 def _opening(task: TaskBlocks, kind: str, runs: Sequence[RunRecord]) -> list[str]:
