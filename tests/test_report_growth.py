@@ -139,10 +139,8 @@ def test_the_growth_table_has_a_row_a_layer_of_the_nets_that_grow(tmp_path: Path
 
 def test_the_growth_table_stars_who_departs_from_the_protocol(tmp_path: Path) -> None:
     record = grown()
-    block_of(
-        tmp_path,
-        [record.model_copy(update={"baseline": record.baseline.model_copy(update={"departures": {"train.epochs": 9}})})],
-    )
+    departing = record.baseline.model_copy(update={"departures": {"train.epochs": 9}})
+    block_of(tmp_path, [record.model_copy(update={"baseline": departing})])
     *_, table = tables.tables(select(tmp_path).tasks[0], chosen(None))
     assert [row[0] for row in table.sections[0].rows] == ["den*", "den*"]
 
