@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clbench.nets.growable import Coupling, GrowConv2d, GrowLinear, append_to_parameter_, split
-from clbench.nets.heads import ABSENT_LOGIT, GrowingLinear, HeadedNet, MultiHead, birth_seed
+from clbench.nets.heads import GrowingLinear, HeadedNet, MultiHead, birth_seed, by_task
 from clbench.nets.trunk import ChainTrunk
 
 
@@ -113,18 +113,7 @@ class ExpandableNet(nn.Module):
         Raises:
             ValueError: a tensor of tasks that does not fit the batch.
         """
-        if not isinstance(task, Tensor) or task.ndim == 0:
-            return self._answer(x, int(task))
-        if task.shape != (len(x),):
-            raise ValueError(f"tasks are one per sample, shape ({len(x)},); got {tuple(task.shape)}")
-        tasks = [int(t) for t in torch.unique(task).tolist()]
-        if len(tasks) < 2:
-            return self._answer(x, tasks[0]) if tasks else x.new_zeros(0, 0)
-        rows = [(task == t).nonzero().squeeze(1).to(x.device) for t in tasks]
-        answers = [self._answer(x.index_select(0, row), t) for row, t in zip(rows, tasks, strict=True)]
-        width = max(answer.shape[1] for answer in answers)
-        padded = [F.pad(answer, (0, width - answer.shape[1]), value=ABSENT_LOGIT) for answer in answers]
-        return torch.cat(padded).index_select(0, torch.cat(rows).argsort())
+        return by_task(self._answer, x, task)
 
     def features(self, x: Tensor, widths: Sequence[int] | None = None) -> Tensor:
         """Return the last layer's units, (B, N_L), of the net cut to its first `widths` units; None for all."""

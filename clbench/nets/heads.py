@@ -15,7 +15,7 @@ A state dict restores into a fresh net: heads and outputs that it holds and the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -230,20 +230,7 @@ class MultiHead(Head):
         """
         if task is None:
             raise ValueError("a multi-head net answers for a task: give one number, or one per sample")
-        if not isinstance(task, Tensor):
-            return self._answer(x, int(task))
-        if task.ndim == 0:
-            return self._answer(x, int(task.item()))
-        if task.shape != (len(x),):
-            raise ValueError(f"tasks are one per sample, shape ({len(x)},); got {tuple(task.shape)}")
-        tasks = [int(t) for t in torch.unique(task).tolist()]
-        if len(tasks) < 2:
-            return self._answer(x, tasks[0]) if tasks else x.new_zeros(0, 0)
-        rows = [(task == t).nonzero().squeeze(1).to(x.device) for t in tasks]
-        answers = [self._answer(x.index_select(0, row), t) for row, t in zip(rows, tasks, strict=True)]
-        width = max(answer.shape[1] for answer in answers)
-        padded = [F.pad(answer, (0, width - answer.shape[1]), value=ABSENT_LOGIT) for answer in answers]
-        return torch.cat(padded).index_select(0, torch.cat(rows).argsort())
+        return by_task(self._answer, x, task)
 
     def observe(self, task: int, classes: Sequence[int]) -> None:
         """Give the task a head with outputs up to the largest of `classes`, or widen the one it has.
@@ -350,6 +337,34 @@ def _outputs_for(task: int, classes: Sequence[int]) -> int:
     if min(classes) < 0:
         raise ValueError(f"task {task} has class {min(classes)}: labels count from 0")
     return int(max(classes)) + 1
+
+
+def by_task(answer: Callable[[Tensor, int], Tensor], x: Tensor, task: int | Tensor) -> Tensor:
+    """Return what `answer(x, task)` says of a batch that may mix tasks: each task is asked once, about its samples.
+
+    Args:
+        answer: from samples of one task, and the task, to logits.
+        x: (B, ...).
+        task: one task for all samples, or one per sample, (B,) integers.
+
+    Returns:
+        (B, C), C the outputs of the widest answer; what others lack is `ABSENT_LOGIT`.
+
+    Raises:
+        ValueError: a tensor of tasks that does not fit the batch.
+    """
+    if not isinstance(task, Tensor) or task.ndim == 0:
+        return answer(x, int(task))
+    if task.shape != (len(x),):
+        raise ValueError(f"tasks are one per sample, shape ({len(x)},); got {tuple(task.shape)}")
+    tasks = [int(t) for t in torch.unique(task).tolist()]
+    if len(tasks) < 2:
+        return answer(x, tasks[0]) if tasks else x.new_zeros(0, 0)
+    rows = [(task == t).nonzero().squeeze(1).to(x.device) for t in tasks]
+    answers = [answer(x.index_select(0, row), t) for row, t in zip(rows, tasks, strict=True)]
+    width = max(logits.shape[1] for logits in answers)
+    padded = [F.pad(logits, (0, width - logits.shape[1]), value=ABSENT_LOGIT) for logits in answers]
+    return torch.cat(padded).index_select(0, torch.cat(rows).argsort())
 
 
 def birth_seed(init_seed: int, task: int) -> int:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clbench.nets.heads import ABSENT_LOGIT, HeadedNet, MultiHead
+from clbench.nets.heads import HeadedNet, MultiHead, by_task
 from clbench.nets.trunk import ChainTrunk
 
 Lateral = Literal["adapter", "linear", "none"]
@@ -217,18 +217,7 @@ class ProgressiveNet(nn.Module):
         """
         if task is None:
             raise ValueError("a progressive net answers for a task: give one number, or one per sample")
-        if not isinstance(task, Tensor) or task.ndim == 0:
-            return self._answer(x, int(task))
-        if task.shape != (len(x),):
-            raise ValueError(f"tasks are one per sample, shape ({len(x)},); got {tuple(task.shape)}")
-        tasks = [int(t) for t in torch.unique(task).tolist()]
-        if len(tasks) < 2:
-            return self._answer(x, tasks[0]) if tasks else x.new_zeros(0, 0)
-        rows = [(task == t).nonzero().squeeze(1).to(x.device) for t in tasks]
-        answers = [self._answer(x.index_select(0, row), t) for row, t in zip(rows, tasks, strict=True)]
-        most = max(answer.shape[1] for answer in answers)
-        padded = [F.pad(answer, (0, most - answer.shape[1]), value=ABSENT_LOGIT) for answer in answers]
-        return torch.cat(padded).index_select(0, torch.cat(rows).argsort())
+        return by_task(self._answer, x, task)
 
     def observe(self, task: int, classes: Sequence[int]) -> None:
         """Turn to a task before training on it: its column, or the last one to be born, learns; all else is frozen.
