@@ -289,3 +289,15 @@ def test_a_class_in_a_file_beside_the_recipe_runs(tmp_path: Path) -> None:
         strategy.train_task(stream.benchmark.train_stream[0])
         found.append(weights(strategy))
     assert not torch.equal(*found)
+
+
+def test_who_overrides_accuracy_which_nothing_asks_is_told(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from clbench.strategies.base import Strategy\n\n"
+        "class Mine(Strategy):\n    def accuracy(self, experience):\n        return 1.0\n"
+    )
+    (tmp_path / "mine.toml").write_text(
+        'schema = 1\ntitle = "Mine"\nstrategy = "mine.py:Mine"\nfamily = "own"\npaper = "none"\n'
+    )
+    with pytest.raises(UserError, match="overrides accuracy, which nothing asks: override evaluate"):
+        check(resolve(synthetic(), load_baseline(str(tmp_path / "mine.toml"))))

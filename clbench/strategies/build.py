@@ -51,6 +51,8 @@ def find_class(baseline: BaselineSpec) -> type:
             f"{where} '{baseline.strategy}' is no strategy: derive it from clbench.strategies.base:Strategy, or from "
             "Avalanche's SupervisedTemplate"
         )
+    if issubclass(found, Strategy) and found.accuracy is not Strategy.accuracy:
+        raise UserError(f"{where} '{baseline.strategy}' overrides accuracy, which nothing asks: override evaluate")
     return found
 
 
