@@ -152,7 +152,8 @@ class ExpandableNet(nn.Module):
             self.heads[str(task)] = GrowLinear.of(self._born(task, inputs, outputs))
             return
         head = self.head(task)
-        with torch.no_grad():  # later units say nothing to an older task until it is trained again
+        # The head ignores later units until it is trained again; older hidden units may listen to them at once.
+        with torch.no_grad():
             append_to_parameter_(head.weight, 1, inputs - head.in_features)
             head.in_features = inputs
             if outputs > head.out_features:

@@ -28,6 +28,7 @@ Departs    from the release: masks begin at exactly 1/2 and biases at 0, which i
            enter as gradients, by hand and before clipping; the loss that is checked for NaN is the cross-entropy alone.
            Under plain SGD the drift penalty is stable for lr < 1 / (lam2 (1 + sum of M_i^2 over old tasks)) only.
 Stores     sigma once; per task P weights tau, dense though mostly zeros, one mask logit and bias per unit, and a head.
+           Counted as stored; `DecomposedNet.sparse_bytes` says what value and 4-byte position of the rest would take.
            While a task trains: 5 P more per other task (gradient, theta*, scratch and, under Adam, two moments).
 """
 
@@ -43,7 +44,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from clbench.errors import UserError
-from clbench.footprint import Holdings
 from clbench.nets import CHAINS, HeadedNet
 from clbench.nets.decomposed import DecomposedNet, k_means, per_unit
 from clbench.specs import Scenario
@@ -168,16 +168,6 @@ class APD(Strategy):
         alive = {id(parameter) for parameter in self.net.parameters()}
         for group in self.optimizer.param_groups:
             group["params"] = [parameter for parameter in group["params"] if id(parameter) in alive]
-
-    # ------------------------------------------------------------------------------------------------------------- cost
-
-    def holdings(self) -> Holdings:
-        """Return the net and its optimiser. Every tau and tau~ is counted as stored, dense.
-
-        Stored sparse, each of their non-zero elements would take its value and a position of 4 bytes:
-        `net.sparse_bytes()`. How many there are shows in `parameters_nonzero`, where all else counts as well.
-        """
-        return super().holdings()
 
 
 def decompose(net: HeadedNet, begins: Literal["shared", "zero"]) -> DecomposedNet:

@@ -117,8 +117,7 @@ class DEN(Expanding):
 
     def dynamic_expansion(self, tasks: Sequence[TensorTask]) -> None:
         """Algorithm 3: k new units a layer, of which those stay that are listened into."""
-        with self.phase("grow"):
-            added = self.model.open_expansion(self.task_label, [self.config.units] * len(self.model.names), self.chance)
+        added = self.add_units(self.config.units)
         rows = [layer.delta_rows for layer in self.model.layers() if layer.delta_rows is not None]
         phase = Phase(
             net=self.model,
@@ -129,12 +128,7 @@ class DEN(Expanding):
             group=self.config.group,
         )
         self.train_phase(tasks, phase, self.chance)
-        useless = self.model.useless_units()
-        with self.phase("grow"):
-            self.model.close_expansion(self.task_label, [~mask for mask in useless])
-        for name, mask in zip(self.model.names, useless, strict=True):
-            self.log_growth(name, "added", self.config.units)
-            self.log_growth(name, "pruned", int(mask.sum()))
+        self.keep_useful_units()
 
     def network_split(self, tasks: Sequence[TensorTask]) -> None:
         """Algorithm 4: train under the drift penalty, split what drifted nevertheless, train again."""

@@ -10,7 +10,7 @@ Method     L is the mean cross-entropy of C sigmoids. Every phase adds mu_2 / 2 
                        2 selection    from output 0 alone, breadth first, units over weights other than zero; train them
                                       with a head of which only output 0's weights are left: all C logits share one
                                       score, and differ by their biases. Drift penalty lambda / 2 on hidden weights.
-                       3 expansion    if the last mini-batch's loss is above tau, which the shared score sees to at
+                       3 expansion    if the last mini-batch's loss is at least tau, as the shared score sees to at
                                       every task: k units a layer; they and the new head are trained, group threshold
                                       gamma on new weights, not scaled either; units into which no weight is left are
                                       removed
@@ -36,7 +36,7 @@ Stores     the net with a head per task, and a width per layer and task (the tim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -116,20 +116,14 @@ class DENReferenceCode(Expanding):
     def expand(self, tasks: Sequence[TensorTask]) -> None:
         """Phase 3."""
         head = self.own_head()
-        with self.phase("grow"):
-            added = self.model.open_expansion(self.task_label, [self.config.ex_k] * len(self.model.names), self.chance)
+        added = self.add_units(self.config.ex_k)
         for parameter in head:
             parameter.requires_grad_(True)
         layers = self.model.layers()
         blocks = [block for layer in layers for block in (layer.delta_rows, layer.delta_columns) if block is not None]
         phase = self.phase_of([*added, *head], grouped=blocks)
         self.train_on(tasks, phase, self.chance)
-        useless = self.model.useless_units()
-        with self.phase("grow"):
-            self.model.close_expansion(self.task_label, [~mask for mask in useless])
-        for name, mask in zip(self.model.names, useless, strict=True):
-            self.log_growth(name, "added", self.config.ex_k)
-            self.log_growth(name, "pruned", int(mask.sum()))
+        self.keep_useful_units()
 
     @torch.no_grad()
     def split(self) -> None:
@@ -154,12 +148,12 @@ class DENReferenceCode(Expanding):
         self,
         parameters: Sequence[nn.Parameter],
         anchors: Sequence[tuple[nn.Parameter, Tensor]] = (),
-        net: object = None,
+        net: Callable[[Tensor, int | Tensor], Tensor] | None = None,
         grouped: Sequence[nn.Parameter] = (),
     ) -> Phase:
         """Return a phase with the script's penalties."""
         return Phase(
-            net=self.model if net is None else net,  # type: ignore[arg-type]  # a net, or a function like one
+            net=self.model if net is None else net,
             parameters=parameters,
             sparse=parameters,
             l1=self.config.l1_lambda,

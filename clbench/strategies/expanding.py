@@ -212,6 +212,22 @@ class Expanding(Strategy):
             if layer.bias is not None and bias is not None:
                 layer.bias[rows] = bias[rows]
 
+    # -------------------------------------------------------------------------------------------------------- expansion
+
+    def add_units(self, k: int) -> list[nn.Parameter]:
+        """Open an expansion of k units a layer; return the new parameters, the only ones that can be trained."""
+        with self.phase("grow"):
+            return self.model.open_expansion(self.task_label, [k] * len(self.model.names), self.chance)
+
+    def keep_useful_units(self) -> None:
+        """Close the expansion: units into which no weight is left are removed, the others are part of the net."""
+        useless = self.model.useless_units()
+        with self.phase("grow"):
+            self.model.close_expansion(self.task_label, [~mask for mask in useless])
+        for name, mask in zip(self.model.names, useless, strict=True):
+            self.log_growth(name, "added", len(mask))
+            self.log_growth(name, "pruned", int(mask.sum()))
+
     # -------------------------------------------------------------------------------------------------- books of growth
 
     def log_reuse(self, masks: Sequence[Tensor]) -> None:
