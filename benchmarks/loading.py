@@ -44,8 +44,8 @@ from torch import nn
 
 from benchmarks.stock import Stock, permuted_classes, split_classes, tensors
 from clbench import data
+from clbench.environment import choose_device
 from clbench.nets import HeadedNet, build_head, build_trunk
-from clbench.runner import choose_device
 from clbench.specs import PermutedStream, SplitPart, SplitStream, TrainSpec
 from clbench.strategies.base import Setup, Strategy, new_optimizer
 from clbench.strategies.er import ER

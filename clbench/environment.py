@@ -11,7 +11,23 @@ from pathlib import Path
 import torch
 
 from clbench import __version__
+from clbench.errors import UserError
 from clbench.records import Code, Environment
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of a name: "auto", "cpu", "cuda" or "cuda:<n>". Raises UserError when there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index is not None):
+        raise UserError(f"--device {name}: must be auto, cpu, cuda or cuda:<number>")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; use cpu")
+    return device
 
 
 def environment(device: torch.device, threads: int) -> Environment:

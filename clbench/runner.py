@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from clbench import checkpoint
-from clbench.environment import code_version, environment
+from clbench.environment import choose_device, code_version, environment
 from clbench.errors import UserError
 from clbench.footprint import footprint
 from clbench.imports import load_object
@@ -419,21 +419,3 @@ def _single_task_parameters(new_net: Callable[[], HeadedNet], stream: Stream) ->
     net = new_net()
     net.observe(stream.train[0].task, stream.outputs[0])
     return sum(parameter.numel() for parameter in net.parameters())
-
-
-# ------------------------------------------------------------------------------------------------------ the environment
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device of a name: "auto", "cpu", "cuda" or "cuda:<n>". Raises UserError when there is none."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: must be auto, cpu, cuda or cuda:<number>")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; use cpu")
-    return device

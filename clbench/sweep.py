@@ -25,6 +25,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from clbench import data, records, runner
+from clbench.environment import choose_device
 from clbench.errors import UserError
 from clbench.recipes import Experiment, load_baseline, load_task, names, resolve
 from clbench.recipes import shipped as shipped_folder
@@ -147,7 +148,7 @@ def sweep(
         UserError: `out` cannot be written, or `device` is not there.
         KeyboardInterrupt: after every worker has saved what it had.
     """
-    where = runner.choose_device(device)
+    where = choose_device(device)
     _writable(out)
     if workers is None:
         workers = 1 if where.type == "cuda" else max(1, _cores() // threads)
@@ -272,7 +273,7 @@ def _work(job: Job, out: Path, options: dict[str, Any], log: Path, pipe: Connect
         pipe.send(("end", "interrupted", None))
     except UserError as error:
         said = "; ".join(error.lines)
-        device = runner.choose_device(options["device"]).type
+        device = choose_device(options["device"]).type
         runner.failed_record(job.experiment, job.seed, device, options["threads"], said).save(out)
         pipe.send(("end", "failed", said))
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from clbench import runner
+from clbench.environment import choose_device
 from clbench.errors import UserError
 from clbench.recipes import load_baseline, load_task
 from clbench.records import RunRecord, load
@@ -202,9 +203,9 @@ def test_the_first_net_does_not_depend_on_the_strategy() -> None:
 
 def test_devices_that_are_not_there_are_refused() -> None:
     with pytest.raises(UserError, match="must be auto, cpu, cuda"):
-        runner.choose_device("gpu")
+        choose_device("gpu")
     with pytest.raises(UserError, match="CUDA devices here"):
-        runner.choose_device("cuda:99")
+        choose_device("cuda:99")
 
 
 def test_a_model_that_does_not_fit_the_images_is_a_users_mistake() -> None:

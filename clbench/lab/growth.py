@@ -22,8 +22,7 @@ from typing import Literal
 
 import torch
 
-from clbench.environment import code_version, environment
-from clbench.errors import UserError
+from clbench.environment import choose_device, code_version, environment
 from clbench.lab.record import (
     FROZEN_METHODS,
     METHODS,
@@ -112,7 +111,7 @@ def growth(device: str = "cpu", *, quick: bool = False, threads: int = 1, say: S
         UserError: no such device.
         RuntimeError: a way did not keep the weight, or a measuring process failed.
     """
-    where = _device(device)
+    where = choose_device(device)
     plan, began, started = QUICK if quick else FULL, time.monotonic(), datetime.now(UTC)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -149,17 +148,6 @@ def growth(device: str = "cpu", *, quick: bool = False, threads: int = 1, say: S
 def _words(device: torch.device, threads: int) -> list[str]:
     where = [] if device.type == "cpu" else ["--device", str(device)]
     return [*where, *(["--threads", str(threads)] if threads != 1 else [])]
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, number = name.partition(":")
-    if name == "cpu" or (kind == "cuda" and (not number or number.isdecimal())):
-        if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-            raise UserError(f"--device {name}: there is no such CUDA device here ({torch.cuda.device_count()} in all)")
-        return torch.device(name)
-    raise UserError(f"--device {name}: must be auto, cpu, cuda or cuda:<number>")
 
 
 # --------------------------------------------------------------------------------------------------------- one growth
