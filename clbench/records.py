@@ -30,7 +30,7 @@ SCHEMA = 1
 
 Status = Literal["done", "failed", "interrupted"]
 
-_LATER = ("auroc", "auroc_init", "widths", "units", "sharing")
+_LATER = ("auroc", "auroc_init", "inferred", "widths", "units", "sharing", "generation")
 """Keys that older files of this schema do not have."""
 
 
@@ -202,6 +202,19 @@ class Sharing(_Part):
     map: list[TensorUse]
 
 
+class Generation(_Part):
+    """What generates a net's weights, and how much of it is generated. Heads are on neither side."""
+
+    target_parameters: int
+    """Weights generated for each task: P."""
+    generator_parameters: int
+    """Elements of the generator, and of all that the tasks learned bring for it (their embeddings)."""
+    compression: float
+    """The second by the first."""
+    sizes: dict[str, Any]
+    """Of the generator, as it was built."""
+
+
 class RunRecord(_Part):
     """One run of one baseline on one task stream with one seed."""
 
@@ -223,6 +236,9 @@ class RunRecord(_Part):
     [0, 1]; None where the task's recipe does not ask for it."""
     auroc_init: list[float] | None = None
     """(T,), shaped like `acc_init`."""
+    inferred: list[list[float]] | None = None
+    """(rows so far, T), shaped like `acc`: accuracy where the task is not named but inferred among those learned, as
+    the one whose answer has the lowest entropy; 0 on tasks not learned yet. None where the recipe does not ask."""
     single_task_parameters: int
     """Elements of the net that would serve the first task alone: the unit of "x one task's net"."""
     footprints: list[Footprint]
@@ -235,6 +251,8 @@ class RunRecord(_Part):
     """Entry t: layer -> half-open ranges of the units that serve task t, as of the last task learned."""
     sharing: Sharing | None = None
     """Of a finished run: which parameters serve which task, and what each task added."""
+    generation: Generation | None = None
+    """Of methods whose net's weights are generated, after the last task learned."""
     error: str | None = None
     """One line; set when status is "failed"."""
     traceback: str | None = None
@@ -374,7 +392,8 @@ def _shape_problem(record: RunRecord) -> str:
     values = [value for row in record.acc for value in row] + list(record.acc_init)
     if any(not math.isfinite(value) or not 0 <= value <= 1 for value in values):
         return "acc: a value outside [0, 1]"
-    return _auroc_problem(record) or _units_problem(record) or _sharing_problem(record.sharing)
+    more = _auroc_problem(record) or _inferred_problem(record) or _units_problem(record)
+    return more or _sharing_problem(record.sharing)
 
 
 def _auroc_problem(record: RunRecord) -> str:
@@ -387,6 +406,16 @@ def _auroc_problem(record: RunRecord) -> str:
     values = [value for row in (*record.auroc, record.auroc_init) for value in row]
     if any(not math.isfinite(value) or not 0 <= value <= 1 for value in values):
         return "auroc: a value outside [0, 1]"
+    return ""
+
+
+def _inferred_problem(record: RunRecord) -> str:
+    if record.inferred is None:
+        return ""
+    if [len(row) for row in record.inferred] != [len(row) for row in record.acc]:
+        return "inferred: its shape is not that of acc"
+    if any(not math.isfinite(value) or not 0 <= value <= 1 for row in record.inferred for value in row):
+        return "inferred: a value outside [0, 1]"
     return ""
 
 

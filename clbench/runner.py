@@ -17,7 +17,7 @@ import hashlib
 import math
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +41,7 @@ from clbench.records import (
     BaselineInfo,
     Code,
     Footprint,
+    Generation,
     GrowthEvent,
     Peak,
     RunRecord,
@@ -98,7 +99,7 @@ def run(
     where = choose_device(device)
     resolved_settings(experiment)
     stream = make_stream(task_spec.stream, seed, where, data_root)
-    _check_auroc(task_spec, stream)
+    _check_classes(task_spec, stream)
     with reproducible(seed, threads), stoppable():
         books = _Books(experiment, seed, where, threads, stream.fingerprints)
         path = checkpoint_path(out, experiment, seed, where) if out is not None else None
@@ -128,18 +129,21 @@ def _learn(books: _Books, stream: Stream, path: Path | None, progress: Callable[
     """The loop over tasks."""
     experiment, device = books.experiment, books.device
     new_net = net_factory(experiment, stream, books.seed)
-    setup = Setup(new_net=new_net, train=experiment.train, device=device, seed=books.seed)
+    setup = Setup(new_net=new_net, train=experiment.train, device=device, seed=books.seed, tasks=stream.n_tasks)
     books.single_task_parameters = _single_task_parameters(new_net, stream)
     strategy = build(experiment, setup)
     meter = Meter(device)
     strategy.phase = meter.phase
     tests = list(stream.benchmark.test_stream)
-    wanted = experiment.task.auroc
+    wanted, infers = experiment.task.auroc, experiment.task.entropy
+    learned: dict[int, None] = {}
+    """Labels of the tasks learned so far."""
 
     first = _restore(path, books, strategy, stream)
     if first == 0:
         books.start([strategy.evaluate(test, wanted) for test in tests])
     for index, experience in enumerate(stream.benchmark.train_stream):
+        learned[int(experience.task_label)] = None
         if index < first:
             continue
         with contextlib.ExitStack() as held:
@@ -150,7 +154,8 @@ def _learn(books: _Books, stream: Stream, path: Path | None, progress: Callable[
                 strategy.train_task(experience)
         with meter.phase("evaluate"):
             row = [strategy.evaluate(test, wanted) for test in tests]
-        books.learned(row)
+            inferred = [_inferred(strategy, test, learned) for test in tests] if infers else None
+        books.learned(row, inferred)
         if isinstance(strategy, Strategy):
             books.grown(strategy)
         holdings = strategy.holdings()
@@ -161,10 +166,17 @@ def _learn(books: _Books, stream: Stream, path: Path | None, progress: Callable[
         books.samples = strategy.samples_trained
         if index + 1 == stream.n_tasks:
             books.sharing = sharing(strategy.uses(), dict(holdings.model.named_parameters()))
+            books.generation = strategy.generation() if isinstance(strategy, Strategy) else None
         if path is not None and index + 1 < stream.n_tasks:
             _save(path, books, strategy)
         if progress is not None:
             progress(index + 1, stream.n_tasks)
+
+
+def _inferred(strategy: Strategy | Foreign, test: Any, learned: Iterable[int]) -> float:
+    """Return the accuracy on a task that is not named; on one that was not learned, none is right."""
+    tasks = list(learned)
+    return strategy.inferred(test, tasks) if int(test.task_label) in tasks else 0.0
 
 
 def preflight(experiments: Sequence[Experiment], data_root: Path | None = None) -> list[str]:
@@ -179,18 +191,20 @@ def preflight(experiments: Sequence[Experiment], data_root: Path | None = None) 
                 streams[task.hash] = make_stream(task.stream, 0, torch.device("cpu"), data_root)
             stream = streams[task.hash]
             if stream is not None:
-                _check_auroc(task, stream)
+                _check_classes(task, stream)
                 net_factory(experiment, stream, 0)
         except UserError as error:
             problems += [line if "task '" in line else f"task '{task.name}': {line}" for line in error.lines]
     return problems
 
 
-def _check_auroc(task: TaskSpec, stream: Stream) -> None:
-    """Refuse to measure an area under the ROC curve where a task has no two classes to tell apart."""
+def _check_classes(task: TaskSpec, stream: Stream) -> None:
+    """Refuse an area under the ROC curve, or the entropy of an answer, where a task has no two classes."""
     single = [str(i + 1) for i, test in enumerate(stream.test) if bool((test.labels == test.labels[0]).all())]
-    if task.auroc and single:
-        raise UserError(f"task '{task.name}': auroc needs two classes a task; of one class: task {', '.join(single)}")
+    for name, asked in (("auroc", task.auroc), ("entropy", task.entropy)):
+        if asked and single:
+            found = ", ".join(single)
+            raise UserError(f"task '{task.name}': {name} needs two classes a task; of one class: task {found}")
 
 
 # ------------------------------------------------------------------------------------------------------------ the books
@@ -210,10 +224,12 @@ class _Books:
     acc_init: list[float] = field(default_factory=list)
     auroc: list[list[float]] | None = None
     auroc_init: list[float] | None = None
+    inferred: list[list[float]] | None = None
     growth: list[GrowthEvent] = field(default_factory=list)
     widths: list[dict[str, int]] = field(default_factory=list)
     units: list[dict[str, list[tuple[int, int]]]] = field(default_factory=list)
     sharing: Sharing | None = None
+    generation: Generation | None = None
     footprints: list[Footprint] = field(default_factory=list)
     peaks: list[dict[str, Peak]] = field(default_factory=list)
     seconds: list[dict[str, float]] = field(default_factory=list)
@@ -230,15 +246,18 @@ class _Books:
         self.acc_init = [one.accuracy for one in found]
         if self.experiment.task.auroc:
             self.auroc, self.auroc_init = [], _areas(found, "before training")
+        self.inferred = [] if self.experiment.task.entropy else None
 
-    def learned(self, found: Sequence[Evaluation]) -> None:
-        """Enter the answers to every task (T,) after another one was learned."""
+    def learned(self, found: Sequence[Evaluation], inferred: list[float] | None) -> None:
+        """Enter the answers to every task (T,) after another one was learned; also those where it is inferred."""
         when = f"after task {len(self.acc) + 1}"
         row = [one.accuracy for one in found]
         if not np.isfinite(row).all():
             raise FloatingPointError(f"an accuracy {when} is {row}")
         if self.auroc is not None:
             self.auroc.append(_areas(found, when))
+        if self.inferred is not None and inferred is not None:
+            self.inferred.append(inferred)
         self.acc.append(row)
 
     def grown(self, strategy: Strategy) -> None:
@@ -287,12 +306,14 @@ class _Books:
             acc_init=self.acc_init,
             auroc=self.auroc,
             auroc_init=self.auroc_init,
+            inferred=self.inferred,
             single_task_parameters=self.single_task_parameters,
             footprints=self.footprints,
             growth=self.growth,
             widths=self.widths if any(self.widths) else [],
             units=self.units,
             sharing=self.sharing,
+            generation=self.generation,
             error=self.error,
             traceback=self.trace,
             peaks=self.peaks,
@@ -348,6 +369,7 @@ def _identity(books: _Books) -> dict[str, Any]:
     return {
         "task": books.experiment.task.hash,
         "auroc": books.experiment.task.auroc,
+        "entropy": books.experiment.task.entropy,
         "baseline": books.experiment.hash,
         "seed": books.seed,
         "data": books.fingerprints,
@@ -393,6 +415,7 @@ def _restore(path: Path | None, books: _Books, strategy: Strategy | Foreign, str
     checkpoint.restore_generators(content["generators"], {"order": strategy.order, "chance": strategy.chance})
     books.acc, books.acc_init = so_far.acc, so_far.acc_init
     books.auroc, books.auroc_init = so_far.auroc, so_far.auroc_init
+    books.inferred = so_far.inferred
     books.growth, books.units = so_far.growth, so_far.units
     books.widths = so_far.widths or [{} for _ in range(done)]
     books.footprints, books.peaks, books.seconds = so_far.footprints, so_far.peaks, so_far.timing.seconds

@@ -260,12 +260,20 @@ class TaskSpec(Spec):
     """What differs from the source, what to expect, what it costs."""
     auroc: bool = False
     """Record the area under the ROC curve beside accuracy. Not in the hash: it changes no other number."""
+    entropy: bool = False
+    """Record the accuracy with the task inferred, by the lowest entropy, too. Task-incremental; not in the hash."""
     stream: StreamSpec
     model: ModelSpec
     train: TrainSpec
 
     name: str = ""
     """From the file's name."""
+
+    @model_validator(mode="after")
+    def _tasks_are_named(self) -> TaskSpec:
+        if self.entropy and self.stream.scenario != "task":
+            raise ValueError("entropy infers a task that has a name: only where stream.scenario is 'task'")
+        return self
 
     @property
     def hash(self) -> str:
@@ -287,7 +295,7 @@ class PublishedRow(Spec):
     """One number as a paper (or its authors' code) states it."""
 
     metric: str
-    """A name of `clbench.metrics`."""
+    """A name of `clbench list metrics`."""
     value: float
     """In the metric's own unit: fractions, not percent."""
     spread: float | None = Field(None, ge=0)

@@ -14,6 +14,7 @@ from clbench.records import (
     Code,
     Environment,
     Footprint,
+    Generation,
     GrowthEvent,
     Peak,
     RunRecord,
@@ -59,6 +60,8 @@ def make_record(
     acc: list[list[float]] | NDArray[np.float64] | None = None,
     acc_init: list[float] | None = None,
     auroc: list[list[float]] | None = None,
+    inferred: list[list[float]] | None = None,
+    generation: Generation | None = None,
     n_tasks: int = 3,
     label: str | None = None,
     family: str | None = None,
@@ -90,6 +93,8 @@ def make_record(
         acc: (rows, T); T is taken from it when given.
         acc_init: (T,).
         auroc: (rows, T); also T where `acc` is not given. None leaves it out.
+        inferred: (rows, T). None leaves it out.
+        generation: what generates weights.
         n_tasks: T, when `acc` is not given.
         label: of the baseline, when it is not its name.
         family: of the baseline.
@@ -183,6 +188,8 @@ def make_record(
         acc_init=acc_init if acc_init is not None else [0.1] * n_tasks,
         auroc=auroc,
         auroc_init=None if auroc is None else [0.5] * n_tasks,
+        inferred=inferred,
+        generation=generation,
         single_task_parameters=parameters,
         footprints=[footprint(size, i) for i, size in enumerate(sizes)],
         growth=list(events),

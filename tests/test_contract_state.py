@@ -24,6 +24,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 SAME_CODE = {"den_no_expansion", "den_no_split", "er_500", "ewc_batched", "ewc_empirical"}
+SAME_CODE |= {"hypernet_sampled", "hypernet_small"}
 SAME_CODE |= {"cloned_trains", "linked_scale", "shared_trunk_half_frozen", "wsn_3", "wsn_5", "wsn_30", "wsn_50"}
 """Differ from others in settings that touch no state: seen once are enough."""
 DISTINCT = [pair for pair in OWN if pair[0] not in SAME_CODE]

@@ -108,6 +108,19 @@ def test_gradients_reach_embedding_and_every_parameter_of_the_generator(name: st
     assert all(bool(gradient.abs().sum() > 0) for gradient in gradients)
 
 
+@pytest.mark.parametrize("name", MADE)
+def test_several_embeddings_at_once_are_made_as_one_by_one(name: str) -> None:
+    """Weights and gradients, in float64: a row for each embedding, and what reaches the generator is the sum."""
+    generator = scattered(made(name))
+    many = torch.randn(3, generator.embedding_size, dtype=torch.float64, requires_grad=True)
+    at_once, alone = generator(many), torch.stack([generator(one) for one in many])
+    torch.testing.assert_close(at_once, alone, rtol=1e-12, atol=1e-12)
+    weight, inputs = torch.randn_like(alone), (many, *generator.parameters())
+    found = [torch.autograd.grad((each * weight).sum(), inputs) for each in (at_once, alone)]
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
 def test_a_generator_is_exact_element_by_element_in_the_slow_gradient_check() -> None:
     generator = scattered(made("chunked", Target(nn.Linear(3, 3))))
     embedding = torch.randn(3, dtype=torch.float64, requires_grad=True)
@@ -279,9 +292,10 @@ def test_low_rank_weights_are_the_shared_ones_plus_a_product_of_rank_r() -> None
         (lambda t: Full(t, 0), "embedding_size is 0"),
         (lambda t: Full(t, 3, (0,)), "a hidden width is 0"),
         (lambda t: Full(t, 3, (2,), "relo"), "unknown activation 'relo'"),
-        (lambda t: Full(t, 3, init=cast(Any, "xavier")), "not 'xavier'"),
+        (lambda t: Full(t, 3, init=cast(Any, "orthogonal")), "not 'orthogonal'"),
         (lambda t: LowRank(t, 3, 9), "rank 9 is more than any matrix of the target has: at most 2"),
         (lambda t: Structured(t, 3, piece=0), "piece is 0"),
+        (lambda t: Chunked(t, 3, 4, 2, chunk_embedding_std=0.0), "chunk_embedding_std is 0.0: above 0"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(make: Any, line: str) -> None:
@@ -403,6 +417,45 @@ def test_generated_weights_begin_with_the_variance_of_their_layer(name: str, ini
     ratio = found / wanted
     assert ratio.min() > 0.75, ratio
     assert ratio.max() < 1.25, ratio
+
+
+@pytest.mark.parametrize("name", BEGIN)
+def test_a_generator_drawn_by_glorots_rule_has_its_variances_and_no_thought_of_the_target(name: str) -> None:
+    """2 / (fan-in + fan-out) for every map, the two parts of a joint one alike; biases 0; uniform.
+
+    Shared weights of the low-rank generator are the target's own, drawn as PyTorch does.
+    """
+    kind, settings = BEGIN[name]
+    target = Target(nn.Sequential(nn.Conv2d(3, 16, 5), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(30, 40)))
+    generator = kind(target, **settings, init="xavier")
+    maps = [module for module in generator.modules() if isinstance(module, Joint)]
+    assert len(maps) >= 1
+    for each in maps:
+        drawn = torch.cat([p.detach().flatten() for p in (each.weight, each.weight_beside) if p is not None])
+        wanted = 2 / (each.fan_in + each.weight.shape[0])
+        room = 0.05 + 3 / drawn.numel() ** 0.5
+        assert float(drawn.square().mean()) == pytest.approx(wanted, rel=room)
+        assert float(drawn.abs().max()) <= (3 * wanted) ** 0.5
+        assert not each.bias.any()
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+@pytest.mark.parametrize("init", ["torch", "xavier"])
+def test_embeddings_of_chunks_may_begin_smaller(conditioned: bool, init: Any) -> None:
+    """Those of the task keep deviation 1. By PyTorch's rule the weights still have the variance wanted, on average."""
+    target = Target(nn.Linear(400, 100))
+    generator = Chunked(target, 50, 100, 16, task_conditioned=conditioned, init=init, chunk_embedding_std=0.1)
+    chance = torch.Generator().manual_seed(0)
+    born = generator.new_embedding(chance)
+    assert float(born[:50].std()) == pytest.approx(1.0, rel=0.3)
+    own = born[50:] if conditioned else generator.chunk_embeddings
+    assert own is not None
+    assert own.numel() == 401 * 16
+    assert float(own.detach().std()) == pytest.approx(0.1, rel=0.05)
+    if init == "torch":
+        with torch.no_grad():
+            made = torch.stack([generator(generator.new_embedding(chance)) for _ in range(40)])
+        assert float(made.square().mean()) == pytest.approx(1 / 1200, rel=0.2)
 
 
 @pytest.mark.parametrize("name", ["full", "structured", "low-rank"])

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.memory import Meter
+from clbench.nets.hypernet import Chunked, Target
 from clbench.nets.hypernet.regulariser import Draw, OutputRegulariser, Targets, candidate_step
 
 OUTPUTS, CHUNK = 10, 4
@@ -153,6 +154,36 @@ def test_task_by_task_the_gradient_is_that_of_the_whole_sum(targets: Any, ahead:
     naive = case.gradients(lambda: torch.autograd.backward(0.7 * case.penalty.value(delta)))
     assert agree(found, naive)
     assert case.penalty.backward(0.7, delta) == pytest.approx(0.7 * case.brute(moved).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("targets", ["snapshot", "stored"])
+@pytest.mark.parametrize("asked", [None, 3])
+@pytest.mark.parametrize("group", [1, 2, 3, 5, 9])
+def test_groups_of_tasks_have_the_gradient_of_the_whole_sum(targets: Any, asked: int | None, group: int) -> None:
+    """Five tasks in ones, twos, threes and all at once: value, generator and embeddings, with a step ahead, in float64.
+
+    What is asked comes in order with gaps, so that stored targets are picked.
+    """
+    torch.manual_seed(0)
+    generator = Chunked(Target(nn.Linear(5, 4)), 3, 7, 2, (4,), "tanh").double()
+    embeddings = {task: torch.randn(3, dtype=torch.float64, requires_grad=True) for task in (4, 0, 7, 2, 1)}
+    chance = torch.Generator().manual_seed(1)
+    penalty = OutputRegulariser(
+        generator, embeddings, targets, asked, generator_of_chance=chance, group=group, train_embeddings=True
+    )
+    assert penalty.backward(1.0, draw=dict.fromkeys(embeddings)) == 0
+    with torch.no_grad():
+        for parameter in (*generator.parameters(), *embeddings.values()):
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    delta, held = random_step(generator), [*generator.parameters(), *embeddings.values()]
+    draw = penalty.draw()
+    assert len(draw) == (asked or 5)
+    value = 2.0 * penalty.value(delta, draw)
+    wanted = torch.autograd.grad(value, held, allow_unused=True)
+    for tensor in held:
+        tensor.grad = None
+    assert penalty.backward(2.0, delta, draw) == pytest.approx(float(value), rel=1e-12)
+    assert agree([tensor.grad for tensor in held], list(wanted))
 
 
 def test_gradients_are_added_to_those_that_are_there() -> None:
@@ -376,6 +407,7 @@ class Swapped(Pieces):
         ({"tasks": 0}, "at least one earlier task"),
         ({"chunks": 0.0}, "a share above 0 and at most 1, not 0.0"),
         ({"chunks": 1.5}, "not 1.5"),
+        ({"group": 0}, "group: 0 tasks at once; at least one"),
         ({"tasks": 1, "generator_of_chance": None}, "drawn from generator_of_chance"),
     ],
 )

@@ -11,8 +11,8 @@ import pytest
 
 from clbench import recipes
 from clbench.errors import UserError
-from clbench.metrics import METRICS
 from clbench.recipes import load_baseline, load_task, names, resolve, shipped
+from clbench.report.measures import MEASURES
 from clbench.specs import BaselineSpec, LeNetModel, TaskSpec, content_hash, datasets_of
 
 TASK = """
@@ -125,7 +125,7 @@ def test_published_rows_name_a_metric_that_was_read_somewhere(baselines: dict[st
     rows = [row for baseline in baselines.values() for on in baseline.on.values() for row in on.published]
     assert len(rows) > 90
     for row in rows:
-        assert row.metric in METRICS
+        assert row.metric in MEASURES
         assert row.verified.startswith("V-")
         assert row.where
         assert -1 <= row.value <= 1, "fractions, not percent"

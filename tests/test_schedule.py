@@ -10,7 +10,8 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from clbench.specs import PlateauSchedule, StepSchedule, TrainSpec
-from clbench.strategies.base import Schedule, new_optimizer
+from clbench.strategies.base import new_optimizer
+from clbench.strategies.schedule import Schedule
 from strategy_factory import made, synthetic, weights
 
 

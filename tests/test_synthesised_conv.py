@@ -161,6 +161,8 @@ def test_the_counts_by_hand() -> None:
     found = sharing(given.uses(), dict(given.net.named_parameters()))
     assert (found.shared_by_all, found.private, found.unused) == (7200, 46, 0)
     assert found.in_common == pytest.approx(7200 / 7223)
+    told = given.generation()
+    assert (told.target_parameters, told.generator_parameters, told.compression) == (1800, 7206, 7206 / 1800)
 
 
 def test_statistics_are_used_by_their_own_task_alone() -> None:

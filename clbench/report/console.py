@@ -12,6 +12,7 @@ from clbench.report.writers import Section, TextTable, to_console
 
 COLUMNS = (
     "average_accuracy",
+    "average_accuracy_entropy",
     "average_auroc",
     "forgetting.chaudhry2018",
     "relative_size",

@@ -37,7 +37,7 @@ class Measure:
     """None or NaN where the run does not have it."""
     is_cost: bool
     is_optional: bool = False
-    """Only some tasks measure it: without having been asked for, it is a column where a run has it."""
+    """Only some tasks or methods have it: without having been asked for, it is a column where a run has it."""
 
     def over(self, records: Iterable[RunRecord]) -> Estimate | None:
         """Return mean, spread and n over runs; None when no run has the number."""
@@ -72,6 +72,20 @@ _AREAS = (
 )
 
 
+def _average(rows: list[list[float]]) -> float:
+    return compute("average_accuracy", np.array(rows), np.zeros(len(rows)))
+
+
+_INFERRED = Measure(
+    "average_accuracy_entropy", "ACC, task inferred", "fraction",
+    "ACC, task inferred = 1/T sum_j e[T,j], e[i,j] = share of task j's samples answered rightly after task i when the "
+    "task is not named: a sample is answered as if it were of each task learned, and the answer of lowest entropy is "
+    "taken; a wrong task is a wrong answer (HNET+ENT, von Oswald et al. 2020)",
+    lambda record: None if record.inferred is None else _average(record.inferred),
+    is_cost=False, is_optional=True,
+)
+
+
 def peak_of(record: RunRecord, phase: str) -> int | None:
     """Return the highest `allocated_bytes` of a phase over the tasks of a run; None when it was never measured."""
     values = [peaks[phase].allocated_bytes for peaks in record.peaks if phase in peaks]
@@ -81,6 +95,10 @@ def peak_of(record: RunRecord, phase: str) -> int | None:
 def _relative_size(record: RunRecord) -> float | None:
     single = record.single_task_parameters
     return record.footprints[-1].parameters / single if record.footprints and single else None
+
+
+def _generation(field: str) -> Callable[[RunRecord], float | None]:
+    return lambda record: None if record.generation is None else float(getattr(record.generation, field))
 
 
 def _samples(record: RunRecord) -> float | None:
@@ -96,8 +114,15 @@ def _footprint(field: str) -> Callable[[RunRecord], float | None]:
     return lambda record: float(getattr(record.footprints[-1], field)) if record.footprints else None
 
 
-def _cost(name: str, label: str, unit: Unit, definition: str, of: Callable[[RunRecord], float | None]) -> Measure:
-    return Measure(name, label, unit, definition, of, is_cost=True)
+def _cost(
+    name: str,
+    label: str,
+    unit: Unit,
+    definition: str,
+    of: Callable[[RunRecord], float | None],
+    is_optional: bool = False,
+) -> Measure:
+    return Measure(name, label, unit, definition, of, is_cost=True, is_optional=is_optional)
 
 
 _COSTS = (
@@ -111,6 +136,15 @@ _COSTS = (
         _footprint("parameters_per_task"),
     ),
     _cost("relative_size", "x one net", "ratio", "x one net = Params over those of one task's net", _relative_size),
+    _cost(
+        "generated_parameters", "Generated", "count", "Generated = weights of a task's net that a generator makes",
+        _generation("target_parameters"), is_optional=True,
+    ),
+    _cost(
+        "compression", "Compression", "ratio",
+        "Compression = parameters of the generator and of all tasks' embeddings by the weights generated for one task",
+        _generation("compression"), is_optional=True,
+    ),
     _cost(
         "answer_bytes", "To answer", "bytes", "To answer = bytes kept to answer for all tasks",
         _footprint("answer_bytes"),
@@ -139,7 +173,7 @@ _COSTS = (
 
 MEASURES: dict[str, Measure] = {
     **{name: _metric(metric) for name, metric in METRICS.items()},
-    **{measure.name: measure for measure in (*_AREAS, *_COSTS)},
+    **{measure.name: measure for measure in (_INFERRED, *_AREAS, *_COSTS)},
 }
 
 DEFAULT = (
@@ -149,7 +183,7 @@ DEFAULT = (
     "forgetting.chaudhry2018",
     "bwt.gem",
     "fwt.gem",
-    *(measure.name for measure in (*_AREAS, *_COSTS)),
+    *(measure.name for measure in (_INFERRED, *_AREAS, *_COSTS)),
 )
 """The columns of a table unless others are asked for; optional ones where a run has them."""
 

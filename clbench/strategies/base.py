@@ -33,11 +33,12 @@ from torch import Tensor, nn
 from clbench.footprint import Holdings, tensors_in
 from clbench.loading import Batch, ResidentLoader, TensorTask, task_index, tasks_in
 from clbench.nets import HeadedNet
-from clbench.records import GrowthEvent, GrowthKind
+from clbench.records import Generation, GrowthEvent, GrowthKind
 from clbench.seeds import derive
 from clbench.sharing import Use, uses_by_owner
-from clbench.specs import PlateauSchedule, Scenario, StepSchedule, TrainSpec
-from clbench.strategies.evaluation import Evaluation, Tally, log_probabilities
+from clbench.specs import Scenario, TrainSpec
+from clbench.strategies.evaluation import Evaluation, Tally, accuracy_by_entropy, log_probabilities
+from clbench.strategies.schedule import Schedule
 from clbench.strategies.state import NET, load_net, pack, packed_net, unpack
 
 
@@ -52,6 +53,8 @@ class Setup:
     device: torch.device
     seed: int
     """The run's seed; the order of data and the method's own chance are derived from it, apart from each other."""
+    tasks: int | None = None
+    """T, for what is sized for all tasks before the first; None where nobody knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,11 +147,14 @@ class Strategy(SupervisedTemplate):
     def begin_task(self, experience: DatasetExperience) -> None:
         """Give the net what the task needs of its head, and the optimiser every parameter."""
         self.experience = experience
-        self.task_label = int(experience.task_label)
-        self.task_classes = list(experience.classes_in_this_experience)
+        self.task_label, self.task_classes = self.identified(experience)
         with self.phase("grow"):
             self.model.observe(self.task_label, self.task_classes)
         self.refresh_optimizer()
+
+    def identified(self, experience: DatasetExperience) -> tuple[int, list[int]]:
+        """Return a task's label and those of its classes, as the net is to know them."""
+        return int(experience.task_label), list(experience.classes_in_this_experience)
 
     def end_task(self) -> None:
         """Count the task; an optimiser that starts afresh with the next one keeps nothing."""
@@ -246,6 +252,18 @@ class Strategy(SupervisedTemplate):
             tally.add(self.answer(batch.x, batch.t), batch.y)
         return tally.result()
 
+    @torch.no_grad()
+    def inferred(self, experience: DatasetExperience, tasks: Sequence[int]) -> float:
+        """Return the share answered rightly if the task is not named but inferred among `tasks`: of lowest entropy."""
+        self.model.eval()
+        batches = ResidentLoader(tasks_in(experience.dataset.eval()), self.setup.train.eval_batch_size)
+        return accuracy_by_entropy(batches, self.answer_as, list(tasks), int(experience.task_label))
+
+    def answer_as(self, x: Tensor, task: int) -> Tensor:
+        """Return logits (B, C) for inputs as if they were of a task learned."""
+        self.oracle = task  # where tasks are named, labels count them
+        return self.answer(x, task)
+
     def accuracy(self, experience: DatasetExperience) -> float:
         """Return the share of an experience's samples answered rightly; `evaluate` is what a method overrides."""
         return self.evaluate(experience).accuracy
@@ -279,6 +297,10 @@ class Strategy(SupervisedTemplate):
         """Return what each task learned needs to answer, by label: here, all that no other task has for itself."""
         also = tensors_in([getattr(self, name) for name in self.stores if name in self.answers_with])
         return uses_by_owner(self.model, self.model.task_parameters(), self.tasks_seen, also)
+
+    def generation(self) -> Generation | None:
+        """Return what generates the net's weights, and how much is generated; None where nothing does."""
+        return None
 
     # ------------------------------------------------------------------------------------------------ what it all costs
 
@@ -413,33 +435,3 @@ class CrossEntropy(nn.CrossEntropyLoss):
 def no_metrics() -> EvaluationPlugin:
     """Return an evaluator that measures and logs nothing; without any logger Avalanche would warn."""
     return EvaluationPlugin(loggers=[BaseLogger()])
-
-
-class Schedule:
-    """The learning rate over the epochs of one task."""
-
-    def __init__(self, train: TrainSpec, optimizer: torch.optim.Optimizer) -> None:
-        self.spec = train.schedule
-        self.optimizer = optimizer
-        self.epoch = 0
-        self.best = float("inf")
-        self.bad_epochs = 0
-
-    def step(self, validation_loss: Callable[[], float]) -> bool:
-        """Close an epoch; return whether to go on. `validation_loss` is asked only where the schedule needs it."""
-        self.epoch += 1
-        if isinstance(self.spec, StepSchedule) and self.epoch in self.spec.milestones:
-            self._scale(self.spec.gamma)
-        if isinstance(self.spec, PlateauSchedule):
-            loss = validation_loss()
-            self.bad_epochs = 0 if loss < self.best else self.bad_epochs + 1
-            self.best = min(self.best, loss)
-            if self.bad_epochs >= self.spec.patience:
-                self.bad_epochs = 0
-                self._scale(self.spec.factor)
-                return bool(self.optimizer.param_groups[0]["lr"] >= self.spec.min_lr)
-        return True
-
-    def _scale(self, factor: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] *= factor

@@ -1,12 +1,17 @@
 """What one pass over a task's test samples yields: accuracy and, where it is asked for, the area under the ROC curve.
 
+And the accuracy where the task is not named but inferred, as HNET+ENT does (von Oswald et al. 2020, "Continual learning
+with hypernetworks", ICLR, arXiv:1906.00695): a sample is answered as if it were of each task learned, and the answer
+with the lowest entropy is taken. A wrong task is a wrong answer.
+
 Letters: B batch, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,3 +61,39 @@ class Tally:
 def log_probabilities(logits: Tensor) -> Tensor:
     """Return the log-softmax of logits (B, C), float64: in float32 confident answers would tie."""
     return torch.log_softmax(logits.double(), dim=1)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Return the entropy (B,) of the softmax of logits (B, C), in nats, float64.
+
+    In float32 confident answers would tie. The code of Henning et al. 2021 takes the logarithm of no less than 1e-5,
+    which orders answers of two classes alike, and confident ones of more classes a little otherwise.
+    """
+    found = log_probabilities(logits)
+    return -(found.exp() * found).sum(dim=1)
+
+
+def least_entropy(answers: Sequence[Tensor]) -> Tensor:
+    """Return which of several answers (B, C_k) to a batch has the lowest entropy, (B,); the first of equal ones."""
+    return torch.stack([entropy(logits) for logits in answers]).argmin(dim=0)
+
+
+def accuracy_by_entropy(
+    batches: Iterable[tuple[Any, ...]], answer: Callable[[Tensor, int], Tensor], tasks: Sequence[int], own: int
+) -> float:
+    """Return the share of a task's samples answered rightly by the task inferred for each.
+
+    Args:
+        batches: inputs (B, ...) and labels (B,) of the task first.
+        answer: from inputs and a task to logits (B, C).
+        tasks: among which it is inferred.
+        own: the samples' task; where it is not among them, none is answered rightly.
+    """
+    right = count = 0
+    for x, y, *_ in batches:
+        count += len(y)
+        if own in tasks:
+            answers = [answer(x, task) for task in tasks]
+            place = tasks.index(own)
+            right += int(((least_entropy(answers) == place) & (answers[place].argmax(dim=1) == y)).sum())
+    return right / count

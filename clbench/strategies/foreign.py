@@ -10,7 +10,7 @@ checkpoints fail or restart half-trained), so an interrupted run starts again fr
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -22,12 +22,13 @@ from avalanche.models import DynamicModule, MultiTaskModule
 from torch import Tensor, nn
 
 from clbench.footprint import Holdings, foreign_holdings, is_scaffolding, tensors_in
-from clbench.loading import TensorTask, fast_loading, tasks_in
+from clbench.loading import ResidentLoader, TensorTask, fast_loading, tasks_in
 from clbench.nets import HeadedNet
 from clbench.sharing import Use, uses_by_owner
 from clbench.specs import Scenario
-from clbench.strategies.base import CrossEntropy, Schedule, Setup, check_weights, mean_loss, new_optimizer, no_metrics
-from clbench.strategies.evaluation import Evaluation, Tally, log_probabilities
+from clbench.strategies.base import CrossEntropy, Setup, check_weights, mean_loss, new_optimizer, no_metrics
+from clbench.strategies.evaluation import Evaluation, Tally, accuracy_by_entropy, log_probabilities
+from clbench.strategies.schedule import Schedule
 
 
 class MultiTaskNet(MultiTaskModule):
@@ -201,6 +202,16 @@ class Foreign:
             # The tally's tensors are no state of the strategy: they must not be counted as such.
             self._answers.tally = None
         return tally.result()
+
+    @torch.no_grad()
+    def inferred(self, experience: DatasetExperience, tasks: Sequence[int]) -> float:
+        """Return the share answered rightly if the task is not named but inferred among `tasks`, by the net alone."""
+        was_training = self._headed.training
+        self._headed.eval()
+        batches = ResidentLoader(tasks_in(experience.dataset.eval()), self.setup.train.eval_batch_size)
+        found = accuracy_by_entropy(batches, self._headed, list(tasks), int(experience.task_label))
+        self._headed.train(was_training)
+        return found
 
     def accuracy(self, experience: DatasetExperience) -> float:
         """Return the share of an experience's samples answered rightly."""

@@ -35,6 +35,7 @@ from pydantic import Field
 from clbench.errors import UserError
 from clbench.nets.hypernet.regulariser import OutputRegulariser, candidate_step
 from clbench.nets.hypernet.synthesised import SynthesisedNet
+from clbench.records import Generation
 from clbench.seeds import derive
 from clbench.sharing import Use
 from clbench.specs import Scenario
@@ -103,6 +104,17 @@ class SynthesisedConv(Strategy):
     def after_task(self, experience: DatasetExperience) -> None:
         """Let go of what was noted."""
         self.regulariser = None
+
+    def generation(self) -> Generation:
+        """Return how many weights are made, and what makes them."""
+        net = self.net
+        made_by = sum(value.numel() for value in (*net.makers.parameters(), *net.embeddings().values()))
+        return Generation(
+            target_parameters=net.makers.outputs,
+            generator_parameters=made_by,
+            compression=made_by / net.makers.outputs,
+            sizes={"embedding": self.config.embedding, "hidden": self.config.hidden},
+        )
 
     def uses(self) -> dict[int, list[Use]]:
         """Return what each task answers with: all makers, and what is its own; statistics, too."""

@@ -1,4 +1,4 @@
-"""Generators: from an embedding of a task (E,) to all the weights of a target (P,).
+"""Generators: from an embedding of a task (E,) to all the weights of a target (P,), or from several (G, E) to (G, P).
 
     Full        a net with one output per weight                               P times its last width, and more
     Chunked     the same small net for every chunk of the weights, told apart by embeddings of the chunks
@@ -9,7 +9,7 @@ What they generate flows into the target by `Target.split` and a functional call
 and the embedding. How they begin: `init.py`. Counts by hand stand with each class; `count` says them without building.
 
 Letters: E embedding, h the last hidden width (that of the input, where there is none), C chunks, c the size of a
-chunk's embedding, n the size of a chunk, K some chunks, P generated weights, T tasks.
+chunk's embedding, n the size of a chunk, K some chunks, P generated weights, T tasks, G some tasks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clbench.nets.hypernet.init import Init, draw, draw_normal, gains, mean_variance, require_init, variance, zero_
+from clbench.nets.hypernet.init import (
+    ALONE,
+    Init,
+    draw,
+    draw_normal,
+    gains,
+    mean_variance,
+    require_init,
+    variance,
+    zero_,
+)
 from clbench.nets.hypernet.target import Target
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -53,8 +63,12 @@ class Generator(nn.Module):
         self.embedding_size = embedding_size
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Return the weights (P,) of the task with this embedding (E,)."""
+        """Return the weights (P,) of the task with this embedding (E,), or (G, P) of the tasks with these (G, E)."""
         raise NotImplementedError
+
+    def new_embedding(self, generator: torch.Generator) -> Tensor:
+        """Return what a task is born with, (E,) float32: standard normal, drawn on the CPU."""
+        return torch.randn(self.embedding_size, dtype=torch.float32, device="cpu", generator=generator)
 
     def parameters_with(self, tasks: int) -> int:
         """Return the parameters of the generator and of the embeddings of so many tasks."""
@@ -84,9 +98,15 @@ class Joint(nn.Module):
         return self.weight.shape[1] + (0 if self.weight_beside is None else self.weight_beside.shape[1])
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        """Return (K, out) for x (size,) and c (K, beside); without c, (..., out) for x (..., size)."""
+        """Return (K, out) for x (size,) and c (K, beside); without c, (..., out) for x (..., size).
+
+        For x (G, size), and c (K, beside) or (G, K, beside), (G, K, out).
+        """
         y = F.linear(x, self.weight, self.bias)
-        return y if c is None else F.linear(c, cast(Tensor, self.weight_beside), y)
+        if c is None:
+            return y
+        beside = cast(Tensor, self.weight_beside)
+        return F.linear(c, beside, y) if x.ndim == 1 else F.linear(c, beside) + y.unsqueeze(-2)
 
     def draw(self, variances: float | Tensor, generator: torch.Generator) -> None:
         """Draw the weights with these variances, per output or one for all; biases are 0."""
@@ -95,8 +115,11 @@ class Joint(nn.Module):
             draw(self.weight_beside, variances, generator)
         zero_(self.bias)
 
-    def draw_plain(self, generator: torch.Generator) -> None:
-        """Draw as PyTorch draws a linear map: weights and biases uniform within 1 / sqrt(fan-in)."""
+    def draw_alone(self, init: Init, generator: torch.Generator) -> None:
+        """Draw by a rule `ALONE`: weights and biases uniform within 1 / sqrt(fan-in), or weights by Glorot's rule."""
+        if init == "xavier":
+            self.draw(2 / (self.fan_in + self.weight.shape[0]), generator)
+            return
         for parameter in (self.weight, self.weight_beside, self.bias):
             if parameter is not None:
                 draw(parameter, 1 / (3 * self.fan_in), generator)
@@ -129,7 +152,7 @@ class Body(nn.Module):
         self.layers = nn.ModuleList(Joint(*width) for width in widths)
 
     def forward(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return what a head takes: (hidden (K, h), None), or (x, c) as they are where nothing is hidden."""
+        """Return what a head takes: (hidden (..., K, h), None), or (x, c) as they are where nothing is hidden."""
         if not len(self.layers):
             return x, c
         act = ACTIVATIONS[self.activation]
@@ -144,30 +167,31 @@ class Body(nn.Module):
 
     @torch.no_grad()
     def draw(self, init: Init, generator: torch.Generator) -> None:
-        """Draw the layers: by He's rule, variance 2 / fan-in and biases 0, or plainly."""
+        """Draw the layers: by He's rule, variance 2 / fan-in and biases 0, or by a rule `ALONE`."""
         for layer in self.layers:
             assert isinstance(layer, Joint)
-            if init == "plain":
-                layer.draw_plain(generator)
+            if init in ALONE:
+                layer.draw_alone(init, generator)
             else:
                 layer.draw(2 / layer.fan_in, generator)
 
     @torch.no_grad()
-    def size_of_output(self, beside: Tensor | None, generator: torch.Generator) -> float:
+    def size_of_output(self, beside: Tensor | None, generator: torch.Generator, std: float = 1.0) -> float:
         """Return the mean of |x|^2 over what a head is given, for standard normal embeddings of tasks.
 
         Args:
-            beside: embeddings of chunks (C, c), of which some are asked; None for standard normal ones.
+            beside: embeddings of chunks (C, c), of which some are asked; None for normal ones.
             generator: draws them.
+            std: deviation of the chunks' embeddings.
         """
         if not self.hidden or self.layers[0].weight.is_meta:
-            return float(self.hidden[-1] if self.hidden else self.size + self.beside)
+            return float(self.hidden[-1] if self.hidden else self.size + self.beside * std**2)
         like, total = cast(Tensor, self.layers[0].weight), 0.0
         for i in range(_SAMPLES):
             x = torch.randn(self.size, device="cpu", generator=generator).to(like)
             c = None
             if self.beside:
-                drawn = torch.randn(1, self.beside, device="cpu", generator=generator).to(like)
+                drawn = torch.randn(1, self.beside, device="cpu", generator=generator).mul_(std).to(like)
                 c = drawn if beside is None else beside[i % len(beside)].view(1, -1)
             total += float(self(x, c)[0].square().sum())
         return max(total / _SAMPLES, 1e-12)
@@ -211,8 +235,8 @@ class Full(Generator):
         self.head = self.body.head(target.size)
         generator = torch.Generator().manual_seed(seed)
         self.body.draw(init, generator)
-        if init == "plain":
-            self.head.draw_plain(generator)
+        if init in ALONE:
+            self.head.draw_alone(init, generator)
         else:
             size = self.body.size_of_output(None, generator)
             wanted = target.per_element([variance(layer, init) / size for layer in target.layers], torch.ones(()))
@@ -222,7 +246,7 @@ class Full(Generator):
                 self.head.bias.copy_(births[0])
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Return the weights (P,)."""
+        """Return the weights (..., P)."""
         x, _ = self.body(embedding, None)
         weights: Tensor = self.head(x)
         return weights
@@ -257,9 +281,11 @@ class Chunked(Generator):
         task_conditioned: whether a task has its own embeddings of the chunks.
         init: see `init.py`.
         seed: of what is drawn.
+        chunk_embedding_std: deviation of the chunks' embeddings at birth; those of tasks have 1.
 
     Raises:
-        ValueError: a size that is not positive, a chunk larger than the target, an unknown activation or rule.
+        ValueError: a size or deviation that is not positive, a chunk larger than the target, an unknown activation or
+            rule.
     """
 
     chunks: int
@@ -278,17 +304,21 @@ class Chunked(Generator):
         task_conditioned: bool = False,
         init: Init = "torch",
         seed: int = 0,
+        chunk_embedding_std: float = 1.0,
     ) -> None:
         require_positive("chunk", chunk)
         require_positive("chunk_embedding_size", chunk_embedding_size)
         require_positive("embedding_size", embedding_size)
         if chunk > target.size:
             raise ValueError(f"a chunk of {chunk} is larger than the target's {target.size} weights: it can be as many")
+        if not 0 < chunk_embedding_std < float("inf"):
+            raise ValueError(f"chunk_embedding_std is {chunk_embedding_std}: above 0")
         require_init(init)
         self_chunks = -(-target.size // chunk)
         own = self_chunks * chunk_embedding_size if task_conditioned else 0
         super().__init__(target, embedding_size + own)
         self.chunks, self.chunk_size, self._task_size = self_chunks, chunk, embedding_size
+        self._std = chunk_embedding_std
         self.body = Body(embedding_size, chunk_embedding_size, hidden, activation)
         self.head = self.body.head(chunk)
         self.chunk_embeddings = None
@@ -302,17 +332,23 @@ class Chunked(Generator):
     def _draw(self, init: Init, generator: torch.Generator) -> None:
         """Draw embeddings of chunks, the body, and a head whose outputs have the mean of the variances wanted."""
         if self.chunk_embeddings is not None:
-            draw_normal(self.chunk_embeddings, generator)
+            draw_normal(self.chunk_embeddings, generator, self._std)
         self.body.draw(init, generator)
-        if init == "plain":
-            self.head.draw_plain(generator)
+        if init in ALONE:
+            self.head.draw_alone(init, generator)
         else:
-            size = self.body.size_of_output(self.chunk_embeddings, generator)
+            size = self.body.size_of_output(self.chunk_embeddings, generator, self._std)
             self.head.draw(mean_variance(self.target, init) / size, generator)
 
+    def new_embedding(self, generator: torch.Generator) -> Tensor:
+        """Return what a task is born with, embeddings of the chunks included where it has its own."""
+        born = super().new_embedding(generator)
+        born[self._task_size :] *= self._std
+        return born
+
     def forward(self, embedding: Tensor) -> Tensor:
-        """Return the weights (P,)."""
-        made = self._raw(embedding, None).flatten()[: self.target.size]
+        """Return the weights (..., P)."""
+        made = self._raw(embedding, None).flatten(-2)[..., : self.target.size]
         # The two vectors are made anew: kept, they would be two more nets in memory.
         factors = self.target.per_element(self._gains, made) if any(gain != 1 for gain in self._gains) else None
         births = self.target.per_element(self._births, made) if any(self._births) else None
@@ -340,20 +376,20 @@ class Chunked(Generator):
         return made
 
     def _raw(self, embedding: Tensor, numbers: Tensor | None) -> Tensor:
-        """Return chunks (K, n) as the head makes them; all of them for None."""
+        """Return chunks (..., K, n) as the head makes them; all of them for None."""
         if self.chunk_embeddings is None:
             task, chunks = self.split_embedding(embedding)
         else:
             task, chunks = embedding, cast(Tensor, self.chunk_embeddings)
         if numbers is not None:
-            chunks = chunks.index_select(0, numbers)
+            chunks = chunks.index_select(-2, numbers)
         made: Tensor = self.head(*self.body(task, chunks))
         return made
 
     def split_embedding(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the parts of a task's embedding that has chunks' embeddings of its own: (E,) and (C, c)."""
-        task, chunks = torch.split(embedding, [self._task_size, self.embedding_size - self._task_size])
-        return task, chunks.view(self.chunks, -1)
+        """Return the parts of an embedding that has chunks' embeddings of its own: (..., E) and (..., C, c)."""
+        task, chunks = torch.split(embedding, [self._task_size, self.embedding_size - self._task_size], -1)
+        return task, chunks.view(*chunks.shape[:-1], self.chunks, -1)
 
     @staticmethod
     def count(

@@ -20,9 +20,9 @@ activation will do. And v_i is PyTorch's own rule by default, weights and biases
     low-rank         the shared weights are drawn as the target's own; the rows of H of one of the two factors are 0,
                      so that W_t = W at birth
 
-The released code of von Oswald et al. (2020) draws each chunk's *embedding* with a variance of its own instead, the
-mean of those of the layers the chunk covers: no factors, but layers in one chunk are alike, and a layer's variance
-cannot be smaller than what the task's embedding brings.
+The released code of von Oswald et al. (2020) has a rule, which its commands do not use, that draws each chunk's
+*embedding* with a variance of its own instead, the mean of those of the layers the chunk covers: no factors, but layers
+in one chunk are alike, and a layer's variance cannot be smaller than what the task's embedding brings.
 """
 
 from __future__ import annotations
@@ -35,10 +35,14 @@ from torch import Tensor, nn
 
 from clbench.nets.hypernet.target import Layer, Target
 
-Init = Literal["torch", "he", "plain"]
+Init = Literal["torch", "he", "plain", "xavier"]
 """What generated weights begin like: as PyTorch draws them, variance 1 / (3 fan-in); as He et al. 2015 do, 2 / fan-in;
-or as they come out of a generator that is itself drawn like any net, as PyTorch draws linear maps, with no thought of
-its target (von Oswald et al. without `--custom_network_init`)."""
+or as they come out of a generator that is itself drawn like any net, with no thought of its target: as PyTorch draws
+linear maps ("plain"), or by the rule of Glorot & Bengio 2010, variance 2 / (fan-in + fan-out) and biases 0 ("xavier":
+the commands of von Oswald et al. 2020 and of Henning et al. 2021)."""
+
+ALONE: frozenset[Init] = frozenset({"plain", "xavier"})
+"""Rules that look at the generator alone."""
 
 
 def require_init(init: str) -> None:
@@ -72,8 +76,8 @@ def mean_variance(target: Target, init: Init) -> float:
 
 
 def gains(target: Target, init: Init) -> list[float]:
-    """Return the constant factor of every tensor of a chunked target, sqrt(v_i / v); 1 for all of a plain generator."""
-    if init == "plain":
+    """Return the constant factor of every tensor of a chunked target, sqrt(v_i / v); 1 for all by a rule `ALONE`."""
+    if init in ALONE:
         return [1.0] * len(target.layers)
     mean = mean_variance(target, init)
     return [1.0 if layer.kind == "norm" else math.sqrt(variance(layer, init) / mean) for layer in target.layers]
@@ -97,10 +101,11 @@ def draw(parameter: Tensor, variances: float | Tensor, generator: torch.Generato
 
 
 @torch.no_grad()
-def draw_normal(parameter: Tensor, generator: torch.Generator) -> None:
-    """Fill a parameter with standard normal numbers, drawn on the CPU in float32; one on "meta" is left alone."""
+def draw_normal(parameter: Tensor, generator: torch.Generator, std: float = 1.0) -> None:
+    """Fill a parameter with normal numbers of mean 0, drawn on the CPU in float32; one on "meta" is left alone."""
     if not parameter.is_meta:
-        parameter.copy_(torch.randn(parameter.shape, dtype=torch.float32, device="cpu", generator=generator))
+        drawn = torch.randn(parameter.shape, dtype=torch.float32, device="cpu", generator=generator)
+        parameter.copy_(drawn.mul_(std))
 
 
 def zero_(*parameters: nn.Parameter | None) -> None:

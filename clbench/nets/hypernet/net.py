@@ -68,8 +68,9 @@ class _Kept:
 class HyperNet(TaskNet):
     """A `TaskNet` whose part is an embedding, and whose weights a generator makes of it.
 
-    Embeddings are born standard normal. A task that was not observed is answered with the embedding it would be born
-    with. What is generated is found by `generate` and `flat`; the trunk alone has no weights and does not run.
+    Embeddings are born as the generator says, standard normal. A task that was not observed is answered with the
+    embedding it would be born with. What is generated is found by `generate` and `flat`; the trunk alone has no weights
+    and does not run.
 
     Weights kept in evaluation are those of the last `kept_tasks` tasks asked. They are made anew when any parameter or
     buffer of the generator, or the embedding, is another object, has another version (every write that autograd knows
@@ -119,7 +120,7 @@ class HyperNet(TaskNet):
     def new_part(self, generator: torch.Generator) -> HyperPart:
         """Return the embedding drawn, and normalisation as PyTorch begins it: weights and variances 1, others 0."""
         like = next(self.generator.parameters())
-        embedding = torch.randn(self.generator.embedding_size, dtype=torch.float32, generator=generator)
+        embedding = self.generator.new_embedding(generator)
         own = {name: torch.full(shape, _birth(name), dtype=like.dtype) for name, shape in self._own.items()}
         running = {
             name: torch.full(shape, _birth(name), dtype=like.dtype if shape else torch.int64)

@@ -18,13 +18,15 @@ Apache-2.0). A training step is:
 Sampled forms are unbiased: k of the n tasks, drawn without replacement, stand for all of them with the factor n / k; m
 of a task's M chunks with the factor M / m.
 
-Letters: E entries of an embedding, P outputs of the generator, K chunks asked for.
+Several tasks' outputs may be made in one pass (`group`): fewer, larger products, and the memory of so many tasks.
+
+Letters: E entries of an embedding, P outputs of the generator, K chunks asked for, G tasks asked in one pass.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol, cast, runtime_checkable
 
 import torch
@@ -40,7 +42,7 @@ class Generates(Protocol):
     """A generator of weights."""
 
     def __call__(self, embedding: Tensor, /) -> Tensor:
-        """Return the weights (P,) made from an embedding (E,)."""
+        """Return the weights (P,) made from an embedding (E,); with groups, also (G, P) made from (G, E)."""
 
 
 @runtime_checkable
@@ -85,6 +87,8 @@ class OutputRegulariser:
         chunks: share of its chunks that a task is asked for, in (0, 1], rounded to at least one chunk; None for the
             whole output in one go. Needs a `GeneratesChunks`.
         generator_of_chance: on the CPU; what is drawn is drawn from it. Needed with `tasks` or `chunks`.
+        group: G, how many tasks' whole outputs are made in one pass by `backward`; more than one needs a generator that
+            takes several embeddings. Chunks are asked task by task.
         train_embeddings: whether the penalty's gradient reaches the embeddings of earlier tasks. Targets belong to the
             embeddings as they were. Looking ahead moves the generator only: the loss of one task does not move another
             task's embedding.
@@ -104,6 +108,7 @@ class OutputRegulariser:
         chunks: float | None = None,
         generator_of_chance: torch.Generator | None = None,
         *,
+        group: int = 1,
         train_embeddings: bool = False,
     ) -> None:
         if targets not in ("snapshot", "stored"):
@@ -116,10 +121,13 @@ class OutputRegulariser:
             raise TypeError(f"a share of the chunks needs a generator with chunks; {type(generator).__name__} has none")
         if generator_of_chance is None and (tasks is not None or chunks is not None):
             raise ValueError("a sample of tasks or chunks is drawn from generator_of_chance: give one")
+        if group < 1:
+            raise ValueError(f"group: {group} tasks at once; at least one")
         self.targets = targets
         self.n_tasks = tasks
         self.share = chunks
         self.chance = generator_of_chance
+        self.group = group
         self.train_embeddings = train_embeddings
         self._now = _Asked(generator)
         self.rebuild(embeddings)
@@ -134,13 +142,17 @@ class OutputRegulariser:
         self._embeddings = dict(embeddings)
         self._then: _Asked | None = None
         self._anchors: dict[int, Tensor] = {}
-        self._stored: dict[int, Tensor] = {}
+        self._places_of: dict[int, int] = {}
+        self._stored: Tensor | None = None
+        """(tasks, P), in the order of `tasks`."""
         if not embeddings:
             return
         if self.share is not None:
             self._check_chunks(next(iter(embeddings.values())))
         if self.targets == "stored":
-            self._stored = {task: self._now(embedding, None).clone() for task, embedding in embeddings.items()}
+            self._places_of = {task: place for place, task in enumerate(embeddings)}
+            groups = self._groups(dict.fromkeys(embeddings))
+            self._stored = torch.cat([self._now(self._input(tasks), None).view(len(tasks), -1) for tasks in groups])
             return
         self._then = copy.deepcopy(self._now).requires_grad_(False)
         self._anchors = {task: embedding.detach().clone() for task, embedding in embeddings.items()}
@@ -176,15 +188,20 @@ class OutputRegulariser:
         """
         draw = self.draw() if draw is None else draw
         moved = {name: self._parameter(name) + step for name, step in (delta or {}).items()}
-        terms = [self._term(task, numbers, moved) for task, numbers in draw.items()]
+        terms = []
+        for task in draw:
+            numbers = self._numbers(draw, task)
+            made, target = self._made([task], numbers, moved), self._target([task], numbers)
+            away, factor = self._away(made, target, numbers)
+            terms.append(away.square().sum() * factor)
         if not terms:
             return next(self._now.parameters()).new_zeros(())
         return torch.stack(terms).sum() / len(terms)
 
     def backward(self, beta: float, delta: Mapping[str, Tensor] | None = None, draw: Draw | None = None) -> float:
-        """Add the gradient of beta times the penalty to what parameters have, task by task; return its value.
+        """Add the gradient of beta times the penalty to what parameters have, group by group; return its value.
 
-        A task's graph is gone before the next task's is made, so that memory does not grow with the tasks. To return a
+        A group's graph is gone before the next one's is made, so that memory does not grow with the tasks. To return a
         number waits for the device, once.
 
         Args:
@@ -205,44 +222,74 @@ class OutputRegulariser:
             here = self._parameter(name)
             moved[name] = (here.detach() + step).requires_grad_(here.requires_grad)
         total = next(self._now.parameters()).new_zeros(())
-        for task, numbers in draw.items():
-            term = self._term(task, numbers, moved) * (beta / len(draw))
-            torch.autograd.backward(term)
-            total += term.detach()
+        for tasks in self._groups(draw):
+            numbers = self._numbers(draw, tasks[0])
+            made = self._made(tasks, numbers, moved)
+            with torch.no_grad():  # by hand, as a graph of the square takes as long as the products
+                away, factor = self._away(made, self._target(tasks, numbers), numbers)
+                scale = beta / len(draw) * factor
+                total += scale * torch.linalg.vector_norm(away).square()
+                away.mul_(2 * scale)
+            torch.autograd.backward(made, away)
         for name, there in moved.items():  # d / d Theta at Theta + dTheta, dTheta constant: the gradient there is it
             here = self._parameter(name)
             if there.grad is not None:
                 here.grad = there.grad if here.grad is None else here.grad.add_(there.grad)
         return float(total)
 
-    def _term(self, task: int, numbers: Tensor | None, moved: Mapping[str, Tensor]) -> Tensor:
-        """Return one task's squared distance from its target; for some of its chunks, scaled to all of them."""
+    def _groups(self, draw: Draw) -> list[list[int]]:
+        """Return the tasks in groups that are asked together: whole outputs G at once, chunks task by task."""
+        tasks = list(draw)
+        size = self.group if all(numbers is None for numbers in draw.values()) else 1
+        return [tasks[first : first + size] for first in range(0, len(tasks), size)]
+
+    def _numbers(self, draw: Draw, task: int) -> Tensor | None:
+        """Return the numbers of the chunks (K,) that a task is asked for, where its embedding is; None for all."""
+        numbers = draw[task]
         if numbers is not None and self.share is None:
             raise ValueError(f"task {task} is asked for chunks, but no share of them was given")
-        embedding = self._embeddings[task]
+        return None if numbers is None else numbers.to(self._embeddings[task].device)
+
+    def _input(self, tasks: Sequence[int]) -> Tensor:
+        """Return the embedding (E,) of one task, or those of several (G, E)."""
+        held = [self._embeddings[task] for task in tasks]
         if not self.train_embeddings:
-            embedding = embedding.detach()
-        if numbers is not None:
-            numbers = numbers.to(embedding.device)
+            held = [embedding.detach() for embedding in held]
+        return held[0] if len(held) == 1 else torch.stack(held)
+
+    def _made(self, tasks: Sequence[int], numbers: Tensor | None, moved: Mapping[str, Tensor]) -> Tensor:
+        """Return what is made now, with its graph: (P,) or (G, P), or chunks (K, size) of one task."""
         call = {f"generator.{name}": value for name, value in moved.items()}
-        made: Tensor = functional_call(self._now, call, (embedding, numbers)) if call else self._now(embedding, numbers)
-        away = made - self._target(task, numbers, made)
-        if numbers is None:
-            return away.square().sum()
-        # The last chunk may stand over the end of the output: what is cut off counts for nothing.
-        away = away * (self._places(numbers, made) < self._size)
-        return away.square().sum() * (self._chunks() / len(numbers))
+        asked = (self._input(tasks), numbers)
+        made: Tensor = functional_call(self._now, call, asked) if call else self._now(*asked)
+        return made
 
     @torch.no_grad()
-    def _target(self, task: int, numbers: Tensor | None, made: Tensor) -> Tensor:
-        """Return what was made for a task at the time of the snapshot, of the shape of `made`."""
+    def _target(self, tasks: Sequence[int], numbers: Tensor | None) -> Tensor:
+        """Return what was made for tasks at the time of the snapshot, of the shape of `_made`; chunks may be whole."""
         if self._then is not None:
-            target: Tensor = self._then(self._anchors[task], numbers)
+            anchors = [self._anchors[task] for task in tasks]
+            target: Tensor = self._then(anchors[0] if len(anchors) == 1 else torch.stack(anchors), numbers)
             return target
-        stored = self._stored[task]
+        assert self._stored is not None
+        places = [self._places_of[task] for task in tasks]
+        if len(places) == 1:
+            return self._stored[places[0]]
+        if places == list(range(places[0], places[0] + len(places))):
+            return self._stored[places[0] : places[0] + len(places)]  # no copy
+        return self._stored[torch.tensor(places, device=self._stored.device)]
+
+    def _away(self, made: Tensor, target: Tensor, numbers: Tensor | None) -> tuple[Tensor, float]:
+        """Return the distance from a target, and the factor by which its square counts: chunks stand for all of them.
+
+        The last chunk may stand over the end of the output: what is cut off counts for nothing.
+        """
         if numbers is None:
-            return stored
-        return stored[self._places(numbers, made).clamp(max=self._size - 1)]
+            return made - target, 1.0
+        places = self._places(numbers, made)
+        if target.ndim == 1:
+            target = target[places.clamp(max=self._size - 1)]
+        return (made - target) * (places < self._size), self._chunks() / len(numbers)
 
     @staticmethod
     def _places(numbers: Tensor, made: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.nets.hypernet.generators import Body, Generator, Joint, add_births, require_positive
-from clbench.nets.hypernet.init import Init, draw, draw_normal, require_init, variance
+from clbench.nets.hypernet.init import ALONE, Init, draw, draw_normal, require_init, variance
 from clbench.nets.hypernet.target import Layer, Target
 
 
@@ -129,8 +129,8 @@ class Structured(Generator):
         for head, group in zip(self.heads, self.groups, strict=True):
             assert isinstance(head, Joint)
             rows = list(zip(group[0].tensors, [group[0].units * row for row in group[0].rows], strict=True))
-            if init == "plain":
-                head.draw_plain(generator)
+            if init in ALONE:
+                head.draw_alone(init, generator)
             else:
                 head.draw(torch.cat([torch.full((n,), variance(tensor, init) / size) for tensor, n in rows]), generator)
             with torch.no_grad():
@@ -139,17 +139,17 @@ class Structured(Generator):
                     head.bias.copy_(births)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Return the weights (P,)."""
+        """Return the weights (..., P)."""
         x, c = self.body(embedding, self.piece_embeddings)
-        inputs = (c if c is not None else x).split(self._counts)
+        inputs = (c if c is not None else x).split(self._counts, -2)
         tensors: dict[str, Tensor] = {}
         for head, group, rows in zip(self.heads, self.groups, inputs, strict=True):
-            made = head(rows) if c is None else head(x, rows)  # (pieces of the group, elements of a piece)
-            for layer, part in zip(group, made.split([layer.count for layer in group]), strict=True):
-                columns = part.split([layer.units * row for row in layer.rows], 1)
+            made = head(rows) if c is None else head(x, rows)  # (..., pieces of the group, elements of a piece)
+            for layer, part in zip(group, made.split([layer.count for layer in group], -2), strict=True):
+                columns = part.split([layer.units * row for row in layer.rows], -1)
                 for tensor, values in zip(layer.tensors, columns, strict=True):
-                    tensors[tensor.name] = values.reshape(-1)[: tensor.size].view(tensor.shape)
-        return self.target.flat(tensors)
+                    tensors[tensor.name] = values.flatten(-2)[..., : tensor.size]
+        return torch.cat([tensors[name] for name in self.target.names], -1)
 
     @staticmethod
     def count(
@@ -183,7 +183,7 @@ class LowRank(Generator):
         rank: r.
         hidden: widths of the hidden layers; () for a linear map.
         activation: a key of `ACTIVATIONS`.
-        init: see `init.py`; A's rows are 0 at birth but for a plain generator, so that W_t is W.
+        init: see `init.py`; A's rows are 0 at birth but by a rule `ALONE`, so that W_t is W.
         seed: of what is drawn.
 
     Raises:
@@ -213,7 +213,7 @@ class LowRank(Generator):
         generator = torch.Generator().manual_seed(seed)
         self.shared = nn.ParameterList(nn.Parameter(torch.empty(layer.shape)) for layer in self.matrices)
         """W, in the order of `matrices`."""
-        rule: Init = "torch" if init == "plain" else init
+        rule = _of_weights(init)
         for layer, weight in zip(self.matrices, self.shared, strict=True):
             draw(weight, variance(layer, rule), generator)
         self._sizes = factor_sizes(target, rank)
@@ -223,12 +223,12 @@ class LowRank(Generator):
 
     def _draw(self, init: Init, generator: torch.Generator) -> None:
         self.body.draw(init, generator)
-        if init == "plain":
-            self.head.draw_plain(generator)
+        if init in ALONE:
+            self.head.draw_alone(init, generator)
         size = self.body.size_of_output(None, generator)
         wanted, births = [], []
         for layer in self.target.layers:
-            v = variance(layer, "torch" if init == "plain" else init)
+            v = variance(layer, _of_weights(init))
             if layer.kind == "weight":
                 n_out, n_in = sides(layer)
                 rank = min(self.rank, n_out, n_in)
@@ -237,25 +237,27 @@ class LowRank(Generator):
             else:
                 wanted.append(torch.full((layer.size,), v / size))
                 births.append(torch.full((layer.size,), layer.birth))
-        if init != "plain":
+        if init not in ALONE:
             self.head.draw(torch.cat(wanted), generator)
         with torch.no_grad():
             if add_births(self.target, self.head.bias):
                 self.head.bias.copy_(torch.cat(births))
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Return the weights (P,)."""
+        """Return the weights (..., P)."""
         x, _ = self.body(embedding, None)
-        made = iter(self.head(x).split(self._sizes))
+        made = iter(self.head(x).split(self._sizes, -1))
         shared, flat = iter(self.shared), []
         for layer in self.target.layers:
             if layer.kind == "weight":
                 n_out, n_in = sides(layer)
-                a, b = next(made).view(n_out, -1), next(made).view(-1, n_in)
-                flat.append(torch.addmm(cast(Tensor, next(shared)).view(n_out, n_in), a, b).view(-1))
+                a, b = next(made).unflatten(-1, (n_out, -1)), next(made).unflatten(-1, (-1, n_in))
+                whole = cast(Tensor, next(shared)).view(n_out, n_in)
+                changed = torch.addmm(whole, a, b) if embedding.ndim == 1 else torch.baddbmm(whole, a, b)
+                flat.append(changed.flatten(-2))
             else:
                 flat.append(next(made))
-        return torch.cat(flat)
+        return torch.cat(flat, -1)
 
     @staticmethod
     def count(target: Target, tasks: int, embedding_size: int, rank: int, hidden: Sequence[int] = ()) -> int:
@@ -263,6 +265,11 @@ class LowRank(Generator):
         shared = sum(layer.size for layer in target.layers if layer.kind == "weight")
         made = sum(factor_sizes(target, rank)) * ((hidden[-1] if hidden else embedding_size) + 1)
         return shared + Body.count(embedding_size, hidden) + made + tasks * embedding_size
+
+
+def _of_weights(init: Init) -> Init:
+    """Return the rule by which weights that are not generated begin."""
+    return "torch" if init in ALONE else init
 
 
 def sides(layer: Layer) -> tuple[int, int]:
