@@ -120,6 +120,33 @@ def test_devices_are_never_averaged_together(tmp_path: Path) -> None:
     assert "cuda (Test GPU)" in table.sections[1].title
 
 
+def test_processors_are_one_device_but_their_seconds_are_not_averaged(tmp_path: Path) -> None:
+    """0.8, 0.8 and 0.5 on two processors: (0.8 + 0.8 + 0.5) / 3 = 70 %. Of their seconds there is no mean."""
+    records = [make_record(seed=seed, acc=flat(0.8), device_name="One") for seed in (0, 1)]
+    records.append(make_record(seed=2, acc=flat(0.5), device_name="Another"))
+    records += [make_record(baseline="joint", seed=seed, device_name="One") for seed in (0, 1)]
+    (task,) = select(saved(tmp_path, records)).tasks
+    (block,) = task.blocks
+    assert (block.slug, block.where) == ("", "cpu (Another; One)")
+    found = tables.tables(task, measures.chosen(["average_accuracy", "seconds"]))
+    accuracy, costs = ({row[0]: row[1:] for row in table.sections[0].rows} for table in found)
+    assert accuracy["finetune"][0] == "3"
+    assert accuracy["finetune"][1].startswith("70.0")
+    assert costs["finetune"] == ("3", measures.EMPTY)
+    assert costs["joint"][1] != measures.EMPTY
+    header, *lines = csv.reader(io.StringIO(tables.csv_text(task, measures.chosen(["seconds"]))))
+    names = {line[header.index("baseline")]: line[header.index("device_name")] for line in lines}
+    assert names == {"finetune": "Another; One", "joint": "One"}
+
+
+def test_models_of_gpu_are_devices(tmp_path: Path) -> None:
+    records = [
+        make_record(seed=seed, device="cuda", device_name=name) for seed, name in enumerate(("Test GPU", "Other GPU"))
+    ]
+    (task,) = select(saved(tmp_path, records)).tasks
+    assert [block.slug for block in task.blocks] == ["other-gpu", "test-gpu"]
+
+
 def test_versions_of_a_task_stand_apart_with_a_note(tmp_path: Path) -> None:
     records = [make_record(seed=0), make_record(seed=1, version=2, task_hash="f" * 12)]
     (task,) = select(saved(tmp_path, records)).tasks

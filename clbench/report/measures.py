@@ -40,8 +40,11 @@ class Measure:
     """Only some tasks or methods have it: without having been asked for, it is a column where a run has it."""
 
     def over(self, records: Iterable[RunRecord]) -> Estimate | None:
-        """Return mean, spread and n over runs; None when no run has the number."""
-        return estimate(self.of(record) for record in records)
+        """Return mean, spread and n over runs; None when no run has the number, or its unit is not the same for all."""
+        runs = list(records)
+        if self.unit == "seconds" and len({run.environment.device_name for run in runs}) > 1:
+            return None  # a second of one processor is not a second of another
+        return estimate(self.of(run) for run in runs)
 
 
 def _metric(metric: Metric) -> Measure:
@@ -166,7 +169,7 @@ _COSTS = (
     ),
     _cost(
         "seconds", "Time", "seconds",
-        "Time = wall clock of all tasks, training to evaluation",
+        "Time = wall clock of all tasks, training to evaluation; none over runs of different processors",
         lambda run: run.timing.total_seconds,
     ),
 )

@@ -1,7 +1,9 @@
 """Which records stand together: one block per protocol version and device, one group per baseline in it.
 
 Runs of different devices are never averaged, nor are runs of different versions of a task or a baseline: they stand
-side by side, and a note says so. Runs that failed or were interrupted are listed, not averaged.
+side by side, and a note says so. Every model of GPU is a device. Processors are one device, as they are in the names of
+records: they round differently, as seeds do, so that accuracies over several are of one distribution. Captions name
+them all, and seconds of different ones are not averaged. Runs that failed or were interrupted are listed, not averaged.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ class Block:
     task: TaskInfo
     device: str
     device_name: str
+    """Of the GPU; of all processors that the runs were made on."""
     groups: tuple[Group, ...]
     """By family, then label."""
     slug: str = ""
@@ -131,10 +134,20 @@ def arrange(done: Iterable[RunRecord]) -> tuple[TaskBlocks, ...]:
     """Sort finished runs into tasks, blocks and groups."""
     by_task: dict[str, dict[tuple[int, str, str, str], list[RunRecord]]] = {}
     for record in done:
-        place = record.environment
-        key = (record.task.version, record.task.hash, place.device, place.device_name)
+        key = (record.task.version, record.task.hash, *device_of(record))
         by_task.setdefault(record.task.name, {}).setdefault(key, []).append(record)
     return tuple(_task_blocks(name, by_task[name]) for name in sorted(by_task))
+
+
+def device_of(record: RunRecord) -> tuple[str, str]:
+    """Return what a run's device is told by: its kind and, of a GPU, its model."""
+    place = record.environment
+    return place.device, "" if place.device == "cpu" else place.device_name
+
+
+def device_names(runs: Iterable[RunRecord]) -> str:
+    """Return the names of what runs were made on, each once."""
+    return "; ".join(sorted({run.environment.device_name for run in runs} - {""}))
 
 
 def _task_blocks(name: str, members: dict[tuple[int, str, str, str], list[RunRecord]]) -> TaskBlocks:
@@ -142,7 +155,7 @@ def _task_blocks(name: str, members: dict[tuple[int, str, str, str], list[RunRec
     for key in sorted(members):
         records = members[key]
         groups, more = _groups(records)
-        blocks.append(Block(records[0].task, key[2], key[3], groups))
+        blocks.append(Block(records[0].task, key[2], device_names(records), groups))
         notes += [f"{name}: {note}" for note in more]
     protocols = sorted({(block.task.version, block.task.hash) for block in blocks})
     if len(protocols) > 1:
@@ -201,7 +214,7 @@ def _with_slugs(blocks: list[Block]) -> list[Block]:
             parts.append(f"v{block.task.version}" + (f"-{block.task.hash[:6]}" if len(versions) < len(tasks) else ""))
         if len({other.device for other in blocks}) > 1:
             parts.append(block.device)
-        if len({other.device_name for other in blocks if other.device == block.device}) > 1:
+        if len({other.device_name for other in blocks if other.device == block.device != "cpu"}) > 1:
             parts.append(slug(block.device_name))
         named.append(replace(block, slug="-".join(parts)))
     return named

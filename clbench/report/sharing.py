@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from clbench.records import RunRecord, Sharing
 from clbench.report.measures import MEASURES, Measure, cells, head, shown
-from clbench.report.select import Block, Group, TaskBlocks
+from clbench.report.select import Block, Group, TaskBlocks, device_names
 from clbench.report.tables import KEYS, device_line, notes, opening, seeds, starred
 from clbench.report.writers import Section, TextTable, to_csv
 
@@ -138,7 +138,7 @@ def csv_text(task: TaskBlocks) -> str:
     for block in task.blocks:
         for group in ladder(block):
             info, method = block.task, group.baseline
-            line = [task.name, str(info.version), info.hash, info.scenario, block.device, block.device_name]
+            line = [task.name, str(info.version), info.hash, info.scenario, block.device, device_names(group.runs)]
             line += [method.family, group.label, method.hash, seeds(group.runs), str(len(group.runs))]
             line += [cell for measure in COLUMNS for cell in cells(measure.over(group.runs))]
             rows.append(line)

@@ -14,7 +14,7 @@ from itertools import groupby
 from clbench.records import RunRecord
 from clbench.report.growth import KINDS, growing, over_runs
 from clbench.report.measures import Measure, cells, head, shown
-from clbench.report.select import Block, Group, TaskBlocks
+from clbench.report.select import Block, Group, TaskBlocks, device_names
 from clbench.report.writers import Section, TextTable, to_csv
 
 SCENARIOS = {"task": "task-incremental", "domain": "domain-incremental", "class": "class-incremental"}
@@ -193,7 +193,7 @@ def csv_text(task: TaskBlocks, measures: Sequence[Measure]) -> str:
     for block in task.blocks:
         for group in block.groups:
             info, method = block.task, group.baseline
-            line = [task.name, str(info.version), info.hash, info.scenario, block.device, block.device_name]
+            line = [task.name, str(info.version), info.hash, info.scenario, block.device, device_names(group.runs)]
             line += [method.family, group.label, method.hash]
             line += [json.dumps(method.departures, sort_keys=True) if method.departures else ""]
             line += [seeds(group.runs), str(len(group.runs))]
