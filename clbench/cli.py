@@ -9,7 +9,6 @@ Commands import what they need when they are called: torch takes seconds, and `c
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import os
 import sys
 import time
@@ -115,33 +114,40 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from clbench import records, sweep
-    from clbench.report import published
+    from clbench.report import build, published, reproduction
     from clbench.report.writers import to_console
 
-    experiments, problems = published.shipped_experiments()
+    rows, problems = published.shipped_rows()
     if problems:
         raise UserError(*problems)
-    rows = {f"{experiment.task.name}/{experiment.label}": experiment for experiment in experiments}
-    if not options.row:
-        raise UserError("reproduce needs a row, such as split_mnist_task/ewc; see: clbench list published")
-    chosen: list[str] = []
-    for pattern in options.row:
-        found = fnmatch.filter(rows, pattern)
-        if not found:
-            raise UserError(unknown("published row", pattern, rows))
-        chosen += found
-    jobs = []
-    for name in dict.fromkeys(chosen):
-        task, _, baseline = name.partition("/")
-        jobs += sweep.plan([task], [baseline], _seeds(options.seeds))
-    outcomes = _sweep(jobs, options)
-    done = [records.load(outcome.record) for outcome in outcomes if outcome.status in ("done", "skipped")]
-    comparisons, problems = published.compare(done, [rows[name] for name in dict.fromkeys(chosen)])
-    print(to_console(published.table(comparisons)))
+    chosen = published.choose(rows, options.row)
+    outcomes = [] if options.recorded else _sweep(_jobs(chosen, _seeds(options.seeds)), options)
+    comparisons, problems = build.build_reproduction(options.out, options.out.parent, rows)
+    mine = [item for item in comparisons if any(item.row is row for row in chosen)]
+    if mine:
+        print("\n".join([to_console(reproduction.table(mine)), *reproduction.CAPTION[1:]]))
+    left = len(chosen) - len({id(item.row) for item in mine})
+    print(f"{len(mine)} comparisons; {left} of {len(chosen)} rows without a finished run. ", end="")
+    print(f"All rows: {options.out.parent / 'tables' / 'reproduction.md'}" if comparisons else "Nothing was written.")
     for line in problems:
         print(f"clbench: {line}", file=sys.stderr)
     return _explain_failures(outcomes)
+
+
+def _jobs(rows: Sequence[Any], seeds: Sequence[int]) -> list[Any]:
+    """Return the runs that published rows need; every mistake of every experiment at once."""
+    from clbench import sweep
+
+    jobs: list[Any] = []
+    lines: list[str] = []
+    for task, baseline in dict.fromkeys((row.task, row.experiment.label) for row in rows):
+        try:
+            jobs += sweep.plan([task], [baseline], seeds)
+        except UserError as error:
+            lines += error.lines
+    if lines:
+        raise UserError(*dict.fromkeys(lines))
+    return jobs
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -162,13 +168,7 @@ def _list(options: argparse.Namespace) -> int:
     if options.what == "published":
         from clbench.report import published
 
-        experiments, _ = published.shipped_experiments()
-        for experiment in experiments:
-            for row in experiment.published:
-                spread = f" ± {row.spread:.4f} {row.spread_kind}" if row.spread is not None else ""
-                runs = f", n = {row.n}" if row.n else ""
-                name = f"{experiment.task.name}/{experiment.label}"
-                print(f"{name:44} {row.metric:24} {row.value:.4f}{spread}{runs}  {row.where} [{row.verified}]")
+        print("\n".join(published.listing(published.shipped_rows()[0])))
     return 0
 
 
@@ -190,6 +190,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from clbench.report import published
     from clbench.strategies.build import check
 
     problems: list[str] = []
@@ -205,6 +206,7 @@ def _check(options: argparse.Namespace) -> int:
                 recipes.load_task(file)
                 continue
             baseline = recipes.load_baseline(file)
+            problems += published.mistakes(baseline, file)
             shipped = [task for task in baseline.on if task in recipes.names("task")]
             for task in shipped or ["digits_permuted"]:
                 check(recipes.resolve(recipes.load_task(task), baseline))
@@ -372,11 +374,16 @@ def _parser() -> argparse.ArgumentParser:
 
     reproduce = command(
         "reproduce",
-        "run what published rows need and print ours beside the paper's",
+        "run what published rows need and say whether ours agree: reproduced, differs, under-powered, not comparable",
         _reproduce,
         "clbench reproduce split_mnist_task/finetune --seeds 3",
     )
-    reproduce.add_argument("row", nargs="*", metavar="ROW", help="task/baseline; see: clbench list published")
+    reproduce.add_argument(
+        "row", nargs="*", metavar="PATTERN",
+        help="task/baseline, task, source or source/task (such as vandeven2018/split_mnist_task), with * and ?; "
+        "without any, every row. See: clbench list published",
+    )  # fmt: skip
+    reproduce.add_argument("--recorded", action="store_true", help="run nothing: compare what is recorded")
     _execution(reproduce, "3")
 
     listing = command("list", "list what is there", _list, "clbench list published")

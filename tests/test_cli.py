@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from clbench import cli, recipes
+from clbench.report import published
+from clbench.specs import PublishedRow
 
 
 def call(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -68,7 +70,8 @@ def test_run_then_report_then_check(capsys: pytest.CaptureFixture[str]) -> None:
         ("rum", "invalid choice"),
         ("show digitsplit", "Did you mean 'digits_split'?"),
         ("check nothing.toml", "no such baseline recipe file"),
-        ("reproduce", "clbench list published"),
+        ("reproduce --recorded", "results/runs: no such folder of records"),
+        ("reproduce vandeven208", "Did you mean 'vandeven2018'?"),
         ("reproduce split_mnist_tusk/finetune", "Did you mean 'split_mnist_task/finetune'?"),
         ("report", "results/runs"),
         ("new strategy 1st", "must be a Python name"),
@@ -87,6 +90,35 @@ def test_a_mistake_gets_a_clear_line_and_writes_nothing(
     assert "Traceback" not in err
     assert all(text.startswith("clbench:") for text in err.splitlines())
     assert not list(Path().iterdir())
+
+
+def test_reproduce_runs_what_is_missing_and_says_what_became_of_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A made-up paper whose number our two seeds cannot have: differs, in the report as on the console."""
+    task, baseline = recipes.load_task("synthetic_split"), recipes.load_baseline("finetune")
+    paper = PublishedRow(
+        source="me2020", metric="average_accuracy", value=0.05, spread=0.01, spread_kind="std", n=5,
+        where="Table 1", verified="V-text", finding="our images are made up",
+    )  # fmt: skip
+    row = published.Row(recipes.resolve(task, baseline), paper)
+    monkeypatch.setattr(published, "shipped_rows", lambda: ([row], []))
+    code, out, err = call("reproduce me2020/* --seeds 3 --quiet", capsys)
+    assert code == 0, err
+    assert "differs by" in out
+    assert "finding: our images are made up" in out
+    assert "1 comparisons; 0 of 1 rows without a finished run" in out
+    for name in ("tables/reproduction.md", "tables/reproduction.tex", "figures/reproduction.png"):
+        assert Path("results", name).is_file()
+    written = Path("results/tables/reproduction.csv").read_bytes()
+    assert call("report", capsys)[0] == 0
+    assert Path("results/tables/reproduction.csv").read_bytes() == written
+    assert "Published numbers" in Path("results/report.html").read_text()
+    assert call("report --check", capsys)[0] == 0
+    Path("results/figures/reproduction.csv").write_text("stale")
+    assert "reproduction.csv: stale" in call("report --check", capsys)[1]
+    assert "differs by" in call("reproduce synthetic_split --recorded", capsys)[1]
+    assert "0 comparisons; 1 of 1 rows" in call("reproduce --recorded --out results", capsys)[1]
 
 
 def test_an_unknown_metric_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,20 +9,17 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from clbench.errors import UserError
-from clbench.recipes import Experiment, resolve
 from clbench.records import RunRecord
-from clbench.report import console, figures, measures, published, stats, tables, writers
+from clbench.report import console, figures, measures, stats, tables, writers
 from clbench.report.build import BEGIN, END, Built, build, check, update_readme
 from clbench.report.figures_costs import pareto
 from clbench.report.select import select
 from clbench.report.style import looks, save
-from clbench.specs import BaselineSpec, TaskSpec
 from record_factory import make_record
 
 THREE = (0, 1, 2)
@@ -60,16 +57,6 @@ def test_one_run_has_no_interval_and_none_has_no_estimate() -> None:
 def test_equal_runs_have_exactly_no_spread() -> None:
     """0.1 + 0.1 + 0.1 is not 0.3 in floating point; the deviation of three equal numbers is 0 all the same."""
     assert stats.estimate([0.1, 0.1, 0.1]) == stats.Estimate(0.1, 0.0, 3)
-
-
-def test_welch_by_hand() -> None:
-    """With u = 1 / 4 and v = 4 / 8, df = .75^2 / (.0625 / 3 + .25 / 7) = 9.9474.
-
-    t(9.9474) = 2.2299, half-width 2.2299 x sqrt(.75) = 1.9311 about a difference of 3.
-    """
-    interval = stats.welch(stats.Estimate(5.0, 1.0, 4), 2.0, 2.0, 8)
-    assert interval == pytest.approx((3 - 1.9311, 3 + 1.9311), abs=2e-4)
-    assert stats.welch(stats.Estimate(5.0, None, 1), 2.0, 2.0, 8) is None
 
 
 # ---------------------------------------------------------------------------------------------------------------- cells
@@ -386,88 +373,6 @@ def test_the_pareto_front_keeps_what_nothing_beats() -> None:
     """(cost, gain): cheap (1, .5) and dear (9, .9) stay, (5, .4) is beaten by cheap, (9, .8) by dear; a twin stays."""
     points = {"cheap": (1.0, 0.5), "bad": (5.0, 0.4), "dear": (9.0, 0.9), "worse": (9.0, 0.8), "twin": (1.0, 0.5)}
     assert pareto(points) == {"cheap", "dear", "twin"}
-
-
-# ------------------------------------------------------------------------------------------------------------ published
-
-
-@pytest.fixture
-def experiment() -> Experiment:
-    task = TaskSpec.model_validate(
-        {
-            "schema": 1,
-            "name": "toy_3",
-            "version": 1,
-            "title": "Toy",
-            "source": "A paper",
-            "stream": {"kind": "permuted", "dataset": "digits", "n_tasks": 2, "scenario": "domain"},
-            "model": {"kind": "mlp", "hidden": [8]},
-            "train": {"epochs": 1, "batch_size": 8, "optimizer": "sgd", "lr": 0.1},
-        }
-    )
-    rows = [
-        {"metric": "average_accuracy", "value": 0.75, "spread": 0.02, "spread_kind": "sem", "n": 4},
-        {"metric": "average_accuracy", "value": 0.65, "differs": "another optimiser"},
-        {"metric": "accuracy", "value": 0.5},
-    ]
-    source = {"where": "Table 1", "verified": "V-text"}
-    baseline = BaselineSpec.model_validate(
-        {
-            "schema": 1,
-            "name": "er",
-            "title": "ER",
-            "strategy": "mine:ER",
-            "family": "replay",
-            "paper": "A paper",
-            "on": {"toy_3": {"origin": "ours", "published": [{**source, **row} for row in rows]}},
-        }
-    )
-    return resolve(task, baseline)
-
-
-def ours(experiment: Experiment, seed: int, level: float, digest: str | None = None) -> RunRecord:
-    return make_record(
-        baseline="er",
-        seed=seed,
-        acc=flat(level),
-        task_hash=experiment.task.hash,
-        baseline_hash=digest or experiment.hash,
-    )
-
-
-def test_a_papers_standard_error_becomes_a_deviation(experiment: Experiment) -> None:
-    """Ours .80 .82 .84: mean .82, sd .02. Paper .75, SEM .02 of 4 runs: sd .04. Difference .07.
-
-    Welch: u = .0004 / 3, v = .0016 / 4 = .0004; df = (u + v)^2 / (u^2 / 2 + v^2 / 3) = 4.571; t = 2.644; half-width
-    2.644 x sqrt(.000533) = .0611.
-    """
-    records = [ours(experiment, seed, level) for seed, level in enumerate((0.80, 0.82, 0.84))]
-    found, problems = published.compare(records, [experiment])
-    assert [item.paper.value for item in found] == [0.75, 0.65]
-    assert found[0].paper_std == pytest.approx(0.04)
-    assert found[0].difference == pytest.approx(0.07)
-    assert found[0].interval == pytest.approx((0.07 - 0.0611, 0.07 + 0.0611), abs=2e-4)
-    assert problems == ["toy_3/er: a published row names the unknown metric 'accuracy'"]
-
-
-def test_without_the_papers_spread_there_is_a_difference_alone(experiment: Experiment) -> None:
-    records = [ours(experiment, seed, 0.8) for seed in THREE]
-    found, _ = published.compare(records, [experiment])
-    assert found[1].interval is None
-    rows = published.table(found).sections[0].rows
-    assert rows[0][3:] == ("80.0 ± 0.0", "3", "75.0 (sd 4.0)", "4", "+5.0 [-1.4, 11.4]")
-    assert rows[1][3:] == ("80.0 ± 0.0", "3", "65.0", "-", "+15.0")
-    assert published.table(found).notes[1] == "[2] Table 1 (V-text); differs: another optimiser"
-    assert "another optimiser" in published.csv_text(found)
-
-
-def test_records_of_other_settings_are_not_compared(experiment: Experiment) -> None:
-    records = [ours(experiment, 0, 0.8), ours(experiment, 1, 0.1, digest="0" * 12)]
-    found, problems = published.compare(records, [experiment])
-    assert found[0].ours.n == 1
-    assert problems[0] == "toy_3/er: 1 records of other settings are not compared with papers"
-    nothing, _ = published.compare(records, [replace(experiment, label="er@1")])
-    assert nothing == []
 
 
 # -------------------------------------------------------------------------------------------------------------- console

@@ -3,7 +3,7 @@
 - `out/tables/README.md`: index of what there is, what failed, what could not be read
 - `out/tables/<task>.md`, `.csv`, `.tex`
 - `out/tables/<task>-sharing.*`: the ladder of sharing, where the records have one
-- `out/tables/reproduction.*`: ours beside published numbers, where a recipe has any
+- `out/tables/reproduction.*`, `out/figures/reproduction.*`: ours beside published numbers, where there are runs for any
 - `out/tables/lab-growth.*`, `out/figures/lab-growth-*`: from `out/lab/growth-<device>.json`, where there is one
 - `out/figures/<task>-<figure>.pdf`, `.png`, `.csv`
 - `out/report.html`: everything on one page
@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clbench.errors import UserError
-from clbench.records import write_atomic
-from clbench.report import figures, figures_lab, lab, published, sharing, tables
+from clbench.records import load_all, write_atomic
+from clbench.report import figures, figures_lab, lab, published, reproduction, sharing, tables
+from clbench.report.figures_reproduction import forest
 from clbench.report.measures import Measure, chosen
 from clbench.report.page import page_html
+from clbench.report.published import Comparison, Row
 from clbench.report.select import Block, Selection, TaskBlocks, select
 from clbench.report.style import Plot, looks, save
 from clbench.report.writers import TextTable, grid, to_csv, to_latex, to_markdown
@@ -49,11 +51,11 @@ class _Report:
     selection: Selection
     measures: tuple[Measure, ...]
     tables: dict[str, tuple[TextTable, ...]]
-    """Task -> its tables; "reproduction" -> the comparison, when there is one; `lab.NAME` -> those of the lab."""
+    """Task -> its tables; `reproduction.NAME` -> the comparison, when there is one; `lab.NAME` -> those of the lab."""
     texts: dict[str, str]
     """File name under `tables/` -> content."""
     plots: dict[str, tuple[Plot, ...]]
-    """Stem of a block, or of a record of the lab -> its figures."""
+    """Stem of a block, of a record of the lab, or `reproduction.NAME` -> its figures."""
     problems: tuple[str, ...]
 
 
@@ -78,27 +80,63 @@ def build(
         UserError: a name that is not known, no finished run, or a folder that cannot be written.
     """
     report = _compose(runs, out, tasks, baselines, metrics)
-    paths: list[Path] = []
-    pictures: dict[str, bytes] = {}
     try:
-        for name, text in report.texts.items():
-            write_atomic(out / "tables" / name, text)
-            paths.append(out / "tables" / name)
-        palette = out / "figures"
-        for stem, plots in report.plots.items():
-            for plot in plots:
-                base = palette / f"{stem}-{plot.name}"
-                pdf, png = save(plot, base)
-                sidecar = palette / f"{base.name}.csv"
-                write_atomic(sidecar, to_csv(plot.header, plot.rows))
-                paths += [pdf, png, sidecar]
-                pictures[base.name] = png.read_bytes()
+        paths = _write(out, report.texts, report.plots)
+        pictures = {path.stem: path.read_bytes() for path in paths if path.suffix == ".png"}
         page = out / "report.html"
         write_atomic(page, page_html(report.selection, report.tables, report.plots, pictures, report.problems))
         paths.append(page)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error})") from None
     return Built(out, tuple(paths), report.problems, _readme(report, out.name))
+
+
+def build_reproduction(runs: Path, out: Path, rows: Sequence[Row]) -> tuple[list[Comparison], list[str]]:
+    """Write table and forest plot of published numbers alone, as `build` writes them; return what they compare.
+
+    Args:
+        runs: folder of records.
+        out: folder to write to.
+        rows: of `published.shipped_rows`.
+
+    Returns:
+        The comparisons, and one line for each record that is damaged or could not be compared.
+
+    Raises:
+        UserError: no such folder of records, or `out` cannot be written.
+    """
+    if not runs.is_dir():
+        raise UserError(f"{runs}: no such folder of records")
+    records, damaged = load_all(runs)
+    comparisons, mismatched = published.compare(records, rows)
+    texts, plots = _reproduction(comparisons)
+    try:
+        _write(out, texts, plots)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from None
+    return comparisons, [*damaged, *mismatched]
+
+
+def _reproduction(comparisons: Sequence[Comparison]) -> tuple[dict[str, str], dict[str, tuple[Plot, ...]]]:
+    """Return the files of a comparison by name and its figure, where there is anything to show."""
+    plot = forest(comparisons)
+    texts = reproduction.texts(comparisons) if comparisons else {}
+    return texts, {reproduction.NAME: (plot,)} if plot.rows else {}
+
+
+def _write(out: Path, texts: dict[str, str], plots: dict[str, tuple[Plot, ...]]) -> list[Path]:
+    paths = []
+    for name, text in texts.items():
+        write_atomic(out / "tables" / name, text)
+        paths.append(out / "tables" / name)
+    for stem, drawn in plots.items():
+        for plot in drawn:
+            base = out / "figures" / plot.stem(stem)
+            pdf, png = save(plot, base)
+            sidecar = out / "figures" / f"{base.name}.csv"
+            write_atomic(sidecar, to_csv(plot.header, plot.rows))
+            paths += [pdf, png, sidecar]
+    return paths
 
 
 def check(runs: Path, out: Path, readme: Path | None = None) -> list[str]:
@@ -118,8 +156,9 @@ def check(runs: Path, out: Path, readme: Path | None = None) -> list[str]:
     present = {"report.html"}
     for stem, plots in report.plots.items():
         for plot in plots:
-            texts[f"figures/{stem}-{plot.name}.csv"] = to_csv(plot.header, plot.rows)
-            present |= {f"figures/{stem}-{plot.name}.{suffix}" for suffix in ("pdf", "png")}
+            base = f"figures/{plot.stem(stem)}"
+            texts[f"{base}.csv"] = to_csv(plot.header, plot.rows)
+            present |= {f"{base}.{suffix}" for suffix in ("pdf", "png")}
     lines = []
     for name in sorted({*texts, *present}):
         path = out / name
@@ -173,18 +212,16 @@ def _compose(
             texts[f"{task.name}-sharing.md"] = to_markdown(ladder, "#")
             texts[f"{task.name}-sharing.csv"] = sharing.csv_text(task)
             texts[f"{task.name}-sharing.tex"] = to_latex(ladder)
-    experiments, broken = published.shipped_experiments()
+    rows, broken = published.shipped_rows()
     finished = [run for block in _blocks(selection) for run in block.runs]
-    comparisons, mismatched = published.compare(finished, experiments)
-    if comparisons:
-        table = published.table(comparisons)
-        made["reproduction"] = (table,)
-        texts["reproduction.md"] = to_markdown(table, "#")
-        texts["reproduction.csv"] = published.csv_text(comparisons)
-        texts["reproduction.tex"] = to_latex(table)
+    comparisons, mismatched = published.compare(finished, rows)
     groups = [group.label for block in _blocks(selection) for group in block.groups]
     found = looks([*selection.labels, *groups])
     plots = {block.stem: tuple(figures.plots(block, found)) for block in _blocks(selection)}
+    if comparisons:
+        made[reproduction.NAME] = (reproduction.table(comparisons),)
+    beside, forests = _reproduction(comparisons)
+    texts, plots = texts | beside, plots | forests
     measured, damaged = lab.load_all(out / "lab")
     if measured:
         made[lab.NAME] = tuple(table for record in measured for table in lab.tables(record))
@@ -223,10 +260,10 @@ def _index(
             if len(task.blocks) > 1:
                 lines += [f"{block.title}:", ""]
             lines += [*_figure_links(block.stem, plots[block.stem]), ""]
-    if "reproduction" in made:
-        lines += ["## Ours beside the papers'", "", "[md](reproduction.md), [csv](reproduction.csv), "]
-        lines[-1] += "[tex](reproduction.tex)."
-        lines.append("")
+    if reproduction.NAME in made:
+        links = ", ".join(f"[{kind}]({reproduction.NAME}.{kind})" for kind in KINDS)
+        lines += [f"## {reproduction.TITLE}", "", f"Table: {links}.", ""]
+        lines += [*_figure_links(reproduction.NAME, plots.get(reproduction.NAME, ())), ""]
     if lab.NAME in made:
         lines += [f"## {lab.TITLE}", "", f"Tables: {', '.join(f'[{kind}]({lab.NAME}.{kind})' for kind in KINDS)}.", ""]
         lines += [line for stem in lab.stems(plots) for line in _figure_links(stem, plots[stem])]
@@ -239,8 +276,8 @@ def _index(
 def _figure_links(stem: str, plots: Sequence[Plot]) -> list[str]:
     lines = []
     for plot in plots:
-        base = f"../figures/{stem}-{plot.name}"
-        lines.append(f"- [{plot.name}]({base}.png) ([pdf]({base}.pdf), [data]({base}.csv)): {plot.caption}")
+        base = f"../figures/{plot.stem(stem)}"
+        lines.append(f"- [{plot.name or stem}]({base}.png) ([pdf]({base}.pdf), [data]({base}.csv)): {plot.caption}")
     return lines
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jinja2
 
-from clbench.report import lab
+from clbench.report import lab, reproduction
 from clbench.report.select import Selection
 from clbench.report.style import DPI, Plot
 from clbench.report.writers import TextTable
@@ -28,7 +28,7 @@ def page_html(
 
     Args:
         selection: tasks and their blocks, in order.
-        tables: task -> its tables; "reproduction" -> the comparison with papers, when there is one; the lab's.
+        tables: task -> its tables; `reproduction.NAME` -> the comparison with papers, when there is one; the lab's.
         plots: stem of a block, or of a record of the lab -> its figures.
         pictures: `<stem>-<figure>` -> PNG.
         problems: one line for each run or file that is not in the tables.
@@ -44,7 +44,7 @@ def page_html(
                 {
                     "title": block.title if len(task.blocks) > 1 else "",
                     "figures": [
-                        _picture(plot.caption, pictures[f"{block.stem}-{plot.name}"]) for plot in plots[block.stem]
+                        _picture(plot.caption, pictures[plot.stem(block.stem)]) for plot in plots[block.stem]
                     ],
                 }
                 for block in task.blocks
@@ -54,12 +54,15 @@ def page_html(
     ]
     if lab.NAME in tables:
         drawn = [(stem, plot) for stem in lab.stems(plots) for plot in plots[stem]]
-        pairs = [_picture(plot.caption, pictures[f"{stem}-{plot.name}"]) for stem, plot in drawn]
+        pairs = [_picture(plot.caption, pictures[plot.stem(stem)]) for stem, plot in drawn]
         blocks = [{"title": "", "figures": pairs}]
         sections.append({"name": lab.NAME, "title": lab.TITLE, "tables": tables[lab.NAME], "blocks": blocks})
-    text = environment.get_template(TEMPLATE).render(
-        sections=sections, reproduction=tables.get("reproduction", ()), problems=problems
-    )
+    name = reproduction.NAME
+    if name in tables:
+        pairs = [_picture(plot.caption, pictures[plot.stem(name)]) for plot in plots.get(name, ())]
+        blocks = [{"title": "", "figures": pairs}]
+        sections.append({"name": name, "title": "Published numbers", "tables": tables[name], "blocks": blocks})
+    text = environment.get_template(TEMPLATE).render(sections=sections, problems=problems)
     return text + "\n"
 
 

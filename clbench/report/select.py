@@ -166,11 +166,11 @@ def _task_blocks(name: str, members: dict[tuple[int, str, str, str], list[RunRec
 
 def _groups(records: list[RunRecord]) -> tuple[tuple[Group, ...], list[str]]:
     members: dict[tuple[str, str], list[RunRecord]] = {}
-    usual = _conditions(records[0])
+    usual = conditions(records[0])
     for record in records:
         digest = record.baseline.hash
-        if _conditions(record) != usual:
-            digest = content_hash([digest, *_conditions(record)])
+        if conditions(record) != usual:
+            digest = content_hash([digest, *conditions(record)])
         members.setdefault((record.baseline.label, digest), []).append(record)
     counts: dict[str, int] = {}
     for label, _ in members:
@@ -191,7 +191,7 @@ def _groups(records: list[RunRecord]) -> tuple[tuple[Group, ...], list[str]]:
     return tuple(sorted(groups, key=lambda group: (family_rank(group.baseline.family), group.label))), notes
 
 
-def _conditions(record: RunRecord) -> tuple[str, int]:
+def conditions(record: RunRecord) -> tuple[str, int]:
     """Return what numbers depend on besides recipe, seed and device: the data and the number of threads."""
     return content_hash(record.data), record.environment.threads
 

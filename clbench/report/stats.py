@@ -1,4 +1,4 @@
-"""Mean, Student-t interval and n over runs, and Welch's interval of a difference.
+"""Mean, Student-t interval and n over runs.
 
 With 3 to 10 runs the normal quantile 1.96 covers 81 to 92 % instead of 95 %; Student's t covers 95 %.
 """
@@ -60,20 +60,3 @@ def estimate(values: Iterable[float | None]) -> Estimate | None:
         return Estimate(known[0], 0.0, len(known))
     variance = math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1)
     return Estimate(mean, math.sqrt(variance), len(known))
-
-
-def welch(ours: Estimate, mean: float, std: float, n: int) -> tuple[float, float] | None:
-    """Return the 95 % interval of `ours.mean - mean` for unequal variances; None when either side has one run.
-
-    Degrees of freedom by Welch and Satterthwaite: (u + v)^2 / (u^2 / (n1 - 1) + v^2 / (n2 - 1)) with u = s1^2 / n1 and
-    v = s2^2 / n2. Source: Welch 1947.
-    """
-    if ours.std is None or n < 2:
-        return None
-    difference = ours.mean - mean
-    u, v = ours.std**2 / ours.n, std**2 / n
-    if u + v == 0:
-        return difference, difference
-    df = (u + v) ** 2 / (u**2 / (ours.n - 1) + v**2 / (n - 1))
-    half = t_quantile(df) * math.sqrt(u + v)
-    return difference - half, difference + half

@@ -97,10 +97,15 @@ class Plot:
     """One figure: its data as rows of text, which `check` compares, and how to draw it."""
 
     name: str
+    """"" for the only figure of its owner."""
     caption: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     draw: Callable[[], Figure]
+
+    def stem(self, owner: str) -> str:
+        """Return the name of its files: the owner's, then its own where it has one."""
+        return f"{owner}-{self.name}" if self.name else owner
 
 
 def sheet(
