@@ -129,7 +129,7 @@ def _copied(source: str) -> tuple[str, str]:
 
 
 def _is_own(strategy: str) -> bool:
-    return strategy.startswith("clbench.strategies.") and not strategy.startswith("clbench.strategies.mended")
+    return strategy.startswith("clbench.strategies.")
 
 
 def _toml(value: object) -> str:

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from clbench.loading import TensorTask
-from clbench.nets import HeadedNet, SingleHead, Trunk
+from clbench.nets import HeadedNet, MultiHead, SingleHead, Trunk, build_trunk
 from clbench.recipes import load_baseline, load_task, names, resolve
 from clbench.runner import net_factory
 from clbench.specs import BaselineSpec, Scenario, SplitStream, StreamSpec, TaskSpec, TrainSpec
@@ -66,6 +66,10 @@ def recipe(strategy: str, name: str = "own", folder: str = "", **settings: Any) 
     return BaselineSpec.model_validate({**words, "name": name, "folder": folder})
 
 
+AVALANCHES = recipe("avalanche.training:LwF", name="avalanches_lwf", alpha=1.0, temperature=2.0)
+"""A strategy of Avalanche's own, named by its import path: it works in every scenario."""
+
+
 def budget(**changes: Any) -> TrainSpec:
     """One step of plain SGD on a batch of 4, changed as asked."""
     keys = {"iterations": 1, "batch_size": 4, "optimizer": "sgd", "lr": 0.1} | changes
@@ -110,6 +114,26 @@ def weights(strategy: Any) -> Tensor:
     return torch.cat([parameter.detach().flatten().clone() for parameter in strategy.model.parameters()])
 
 
+_SMALL: dict[str, dict[str, Any]] = {
+    "mlp": {"hidden": [9, 7]},
+    "zenke": {"channels": (3, 4), "hidden": 8},
+    "lenet": {"channels": (3, 4), "hidden": (6, 5)},
+    "resnet18": {"width": 4},
+}
+
+
+def headed(kind: str) -> HeadedNet:
+    """Return a net in evaluation mode, float64, with heads of 3 and 2 outputs, normalisation statistics set."""
+    torch.manual_seed(0)
+    trunk = build_trunk(kind, (3, 16, 16), **_SMALL.get(kind, {}))
+    net = HeadedNet(trunk, MultiHead(trunk.out_features, 0)).double()
+    net.observe(0, [0, 1, 2])
+    net.observe(1, [0, 1])
+    net.train()
+    net(torch.randn(8, 3, 16, 16, dtype=torch.float64), 0)
+    return net.eval()
+
+
 # ------------------------------------------------------------------------------------------------ the shipped baselines
 
 
@@ -125,12 +149,15 @@ def is_own(baseline: str) -> bool:
 
 
 def needs(baseline: str, scenario: Scenario) -> dict[str, Any]:
-    """Return what a baseline needs on the small streams: DER a head that does not grow, EWC a weaker anchor.
+    """Return what a baseline needs on the small streams: DER a head that does not grow, others a weaker hold.
 
-    The strengths of EWC's recipes are for real streams; under a high learning rate they diverge on these.
+    The strengths of EWC's recipes are for real streams; under a high learning rate they diverge on these. MAS and GPM
+    would let nothing move after a task that a few directions tell apart.
     """
     if baseline.startswith("ewc"):
         return {"lam": 100.0 if baseline == "ewc_batched" else 10.0}
+    if baseline in ("mas", "gpm"):
+        return {"lam": 0.01} if baseline == "mas" else {"threshold": 0.5}
     return {"model.class_head": "fixed"} if baseline == "derpp" and scenario == "class" else {}
 
 

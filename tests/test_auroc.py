@@ -20,10 +20,10 @@ from clbench.loading import ResidentLoader
 from clbench.metrics import auroc
 from clbench.recipes import load_baseline, load_task, resolve
 from clbench.runner import preflight, run
-from clbench.specs import Scenario, TaskSpec
+from clbench.specs import BaselineSpec, Scenario, TaskSpec
 from clbench.strategies.base import Strategy
 from record_factory import make_record
-from strategy_factory import made, recipe, synthetic
+from strategy_factory import AVALANCHES, made, recipe, synthetic
 
 RNG = np.random.default_rng
 
@@ -137,8 +137,8 @@ def by_hand(strategy: Any, test: Any, softmax: bool) -> float:
     return float(np.mean(areas))
 
 
-@pytest.mark.parametrize("baseline", ["finetune", "lwf", "independent"])
-def test_one_pass_gives_accuracy_and_area(baseline: str) -> None:
+@pytest.mark.parametrize("baseline", ["finetune", AVALANCHES, "independent"])
+def test_one_pass_gives_accuracy_and_area(baseline: str | BaselineSpec) -> None:
     """Own and foreign strategies rank the log-softmax, in float64; both numbers are those of the net's answers."""
     strategy, stream = made(synthetic("task", n_tasks=2, classes=3, iterations=10), baseline)
     strategy.train_task(stream.benchmark.train_stream[0])
@@ -178,8 +178,8 @@ def test_a_growing_head_that_lacks_a_tasks_classes_is_indifferent_to_them() -> N
 # -------------------------------------------------------------------------------------------------------------- records
 
 
-@pytest.mark.parametrize(("baseline", "scenario"), [("finetune", "task"), ("lwf", "domain"), ("er", "class")])
-def test_a_run_records_both_matrices_where_the_task_asks(baseline: str, scenario: Scenario) -> None:
+@pytest.mark.parametrize(("baseline", "scenario"), [("finetune", "task"), (AVALANCHES, "domain"), ("er", "class")])
+def test_a_run_records_both_matrices_where_the_task_asks(baseline: str | BaselineSpec, scenario: Scenario) -> None:
     """Asking changes no other number; what was learned is ranked well."""
     task = synthetic(scenario, n_tasks=3)
     plain, found = run(task, baseline, 1), run(asked(task), baseline, 1)

@@ -76,7 +76,7 @@ def test_run_then_report_then_check(capsys: pytest.CaptureFixture[str]) -> None:
         ("report", "results/runs"),
         ("new strategy 1st", "must be a Python name"),
         ("new strategy ewc", "a shipped baseline has that name"),
-        ("new strategy mine --from lwf", "Avalanche's"),
+        ("new strategy mine --from gem", "Avalanche's"),
         ("data prepare mnits", "Did you mean 'mnist'?"),
         ("data import mnist nothing.npz", "nothing.npz"),
     ],

@@ -12,7 +12,7 @@ from clbench.footprint import footprint
 from clbench.records import RunRecord
 from clbench.runner import run
 from clbench.specs import Scenario, TaskSpec
-from strategy_factory import EVERY, HOME, OWN, made, needs, synthetic, weights
+from strategy_factory import EVERY, HOME, OWN, defined, made, needs, synthetic, weights
 
 
 def stream(scenario: Scenario, **changes: Any) -> TaskSpec:
@@ -77,12 +77,23 @@ def test_a_methods_own_chance_leaves_the_order_of_the_data_alone(baseline: str, 
     assert torch.equal(*states)
 
 
-@pytest.mark.parametrize("fisher", ["exact", "sampled", "empirical", "batched"])
-def test_an_anchor_without_strength_is_finetuning_to_the_bit(fisher: str) -> None:
+WEAK: list[tuple[str, dict[str, Any]]] = [
+    ("ewc", {"lam": 0.0, "fisher": fisher}) for fisher in ("exact", "sampled", "predicted", "empirical", "batched")
+]
+WEAK += [("si", {"c": 0.0}), ("mas", {"lam": 0.0}), ("l2", {"lam": 0.0}), ("lwf", {"alpha": 0.0})]
+WEAK += [("gpm", {"threshold": 0.0, "rise": 0.0})]
+
+
+@pytest.mark.parametrize("scenario", ["task", "domain", "class"])
+@pytest.mark.parametrize(("baseline", "settings"), WEAK)
+def test_without_strength_it_is_finetuning_to_the_bit(
+    baseline: str, settings: dict[str, Any], scenario: Scenario
+) -> None:
+    if not defined(baseline, scenario):
+        return
     found = []
-    methods: dict[str, dict[str, Any]] = {"finetune": {}, "ewc": {"lam": 0.0, "fisher": fisher}}
-    for name, settings in methods.items():
-        strategy, tasks = made(stream("domain"), name, **settings)
+    for name, its in (("finetune", {}), (baseline, settings)):
+        strategy, tasks = made(stream(scenario, n_tasks=3, iterations=10), name, **its)
         strategy.train(list(tasks.benchmark.train_stream))
         found.append(weights(strategy))
     assert torch.equal(*found)

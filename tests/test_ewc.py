@@ -1,4 +1,4 @@
-"""EWC: four estimators of the Fisher diagonal against closed forms, two penalties against brute force."""
+"""EWC: five estimators of the Fisher diagonal against closed forms, two penalties against brute force."""
 
 from __future__ import annotations
 
@@ -10,20 +10,14 @@ from torch import Tensor
 
 from clbench.errors import UserError
 from clbench.loading import ResidentLoader, TensorTask
-from clbench.nets import TRUNKS, HeadedNet, MultiHead, build_trunk
+from clbench.nets import TRUNKS
 from clbench.seeds import derive
-from clbench.strategies import fisher
+from clbench.strategies import sample_gradients
 from clbench.strategies.base import Setup
 from clbench.strategies.ewc import EWC
-from strategy_factory import CPU, budget, linear_net, made, recipe, synthetic, tensor_task, weights
+from strategy_factory import CPU, budget, headed, linear_net, made, recipe, synthetic, tensor_task, weights
 
 SETTINGS: dict[str, Any] = {"lam": 3.0, "fisher": "exact", "mode": "separate"}
-SMALL: dict[str, dict[str, Any]] = {
-    "mlp": {"hidden": [9, 7]},
-    "zenke": {"channels": (3, 4), "hidden": 8},
-    "lenet": {"channels": (3, 4), "hidden": (6, 5)},
-    "resnet18": {"width": 4},
-}
 
 
 def linear_ewc(n_samples: int = 7, **settings: Any) -> tuple[EWC, TensorTask, Tensor, Tensor]:
@@ -101,6 +95,12 @@ def test_the_batched_fisher_squares_the_gradient_of_a_batchs_mean_loss() -> None
     torch.testing.assert_close(got, torch.stack(batches).mean(dim=0), rtol=1e-12, atol=1e-15)
 
 
+def test_the_predicted_label_is_the_most_likely_one() -> None:
+    strategy, task, x, p = linear_ewc(fisher="predicted")
+    error = torch.nn.functional.one_hot(p.argmax(dim=1), 4) - p
+    agrees(strategy.fisher([task]), error.square(), x)
+
+
 @pytest.mark.parametrize("estimator", ["exact", "empirical"])
 def test_as_many_samples_are_used_as_the_settings_ask_for(estimator: str) -> None:
     """The first 4 of the strategy's own permutation, also when they do not fill a chunk."""
@@ -110,18 +110,6 @@ def test_as_many_samples_are_used_as_the_settings_ask_for(estimator: str) -> Non
     if estimator == "empirical":
         error = (torch.nn.functional.one_hot(task.labels, 4) - p).square()
     agrees(strategy.fisher([task]), error[rows], x[rows])
-
-
-def headed(kind: str) -> HeadedNet:
-    """Return a net in evaluation mode, float64, with heads of 3 and 2 outputs, normalisation statistics set."""
-    torch.manual_seed(0)
-    trunk = build_trunk(kind, (3, 16, 16), **SMALL.get(kind, {}))
-    net = HeadedNet(trunk, MultiHead(trunk.out_features, 0)).double()
-    net.observe(0, [0, 1, 2])
-    net.observe(1, [0, 1])
-    net.train()
-    net(torch.randn(8, 3, 16, 16, dtype=torch.float64), 0)
-    return net.eval()
 
 
 @pytest.mark.parametrize("kind", sorted(TRUNKS))
@@ -139,15 +127,23 @@ def test_both_ways_to_squared_gradients_are_a_loop_of_backward_passes(kind: str)
                 if parameter.grad is not None:
                     expected[name] += share[k, n] * parameter.grad.square()
     assert expected["head.heads.0.blocks.0.weight"].any()
-    for way in (fisher._of_layers, fisher._of_any_net, fisher.squared_gradients):
-        torch.testing.assert_close(way(net, 0, x, labels, share), expected, rtol=1e-9, atol=1e-14)
+
+    def log_likelihoods(logits: Tensor) -> Tensor:
+        log_p = torch.log_softmax(logits, dim=1)
+        return torch.stack([log_p[torch.arange(3), label] for label in labels])
+
+    for way in (sample_gradients._of_layers, sample_gradients._of_any_net):
+        got = way(net, 0, x, log_likelihoods, share, torch.square)
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-14)
+    got = sample_gradients.squared_gradients(net, 0, x, labels, share)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-14)
 
 
 def test_a_fisher_agrees_with_finite_differences() -> None:
     """(log p(theta + h) - log p(theta - h)) / 2h, squared, for single weights of the first and last layer."""
     net = headed("mlp")
     x, h = torch.randn(1, 3, 16, 16, dtype=torch.float64), 1e-5
-    got = fisher.squared_gradients(net, 0, x, torch.tensor([[1]]), torch.ones(1, 1, dtype=torch.float64))
+    got = sample_gradients.squared_gradients(net, 0, x, torch.tensor([[1]]), torch.ones(1, 1, dtype=torch.float64))
     for name in ("trunk.layers.0.weight", "trunk.layers.1.bias", "head.heads.0.blocks.0.weight"):
         flat = net.get_parameter(name).data.view(-1)
         at = int(got[name].argmax())
@@ -166,6 +162,7 @@ def penalised(mode: str, gamma: float = 1.0, n_tasks: int = 3) -> tuple[EWC, lis
     """Run `after_task` for tasks with given weights and Fisher diagonals; return the strategy and both, flat."""
     strategy, _, _, _ = linear_ewc(mode=mode, gamma=gamma)
     generator = torch.Generator().manual_seed(2)
+    experience = made(synthetic(), "finetune")[1].benchmark.train_stream[0]
     anchors, importances = [], []
     for task in range(n_tasks):
         given = {}
@@ -175,9 +172,10 @@ def penalised(mode: str, gamma: float = 1.0, n_tasks: int = 3) -> tuple[EWC, lis
             given[name].view(-1)[0] = 0.0  # of no importance, ever
             given[name].view(-1)[1] = float(task == 1)  # of importance to one task only
         strategy.fisher = lambda tasks, given=given: given  # type: ignore[method-assign,misc]
-        strategy.after_task(made(synthetic(), "finetune")[1].benchmark.train_stream[0])
+        strategy.after_task(experience)
         anchors.append(weights(strategy))
         importances.append(torch.cat([value.flatten() for value in given.values()]))
+        strategy.before_task(experience)
     for parameter in strategy.model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     return strategy, anchors, importances
@@ -221,6 +219,7 @@ def test_a_training_step_descends_loss_plus_penalty() -> None:
     first, second = list(stream.benchmark.train_stream)[:2]
     strategy.train_task(first)
     strategy.begin_task(second)
+    strategy.before_task(second)
     batch = next(iter(ResidentLoader([stream.train[1]], 16)))
     for parameter in strategy.model.parameters():
         parameter.data += 0.01

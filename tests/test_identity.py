@@ -17,6 +17,7 @@ from clbench.runner import run
 from clbench.specs import BaselineSpec
 from clbench.strategies.base import Strategy
 from record_factory import make_record
+from strategy_factory import AVALANCHES
 
 CODE = """
 from dataclasses import dataclass
@@ -95,8 +96,8 @@ def test_runs_on_other_data_are_not_averaged_together() -> None:
     assert "stand apart" in task.notes[0]
 
 
-@pytest.mark.parametrize("baseline", ["lwf", "si", "gem", "agem"])
-def test_heads_belong_to_their_tasks_in_avalanches_strategies_too(baseline: str) -> None:
+@pytest.mark.parametrize("baseline", [AVALANCHES, "gem", "agem"])
+def test_heads_belong_to_their_tasks_in_avalanches_strategies_too(baseline: str | BaselineSpec) -> None:
     """The same net on the same stream: as many parameters per task and shared as fine-tuning has."""
     plain, theirs = (run("synthetic_split", name, 0).footprints[-1] for name in ("finetune", baseline))
     assert plain.parameters_per_task > 0

@@ -8,15 +8,17 @@ from clbench.errors import UserError
 from clbench.recipes import load_baseline, load_task, names, resolve
 from clbench.strategies.build import check
 
-UNDEFINED = {("independent", "class"), ("derpp", "task"), ("derpp_500", "task"), ("derpp_500", "class")}
-"""An own net per task cannot choose among all classes; Avalanche's DER gives no task to the net."""
+UNDEFINED = {("independent", "class"), ("gpm", "class")}
+"""An own net per task cannot choose among all classes; GPM says nothing of outputs that are born later."""
+UNDEFINED |= {("derpp", "task"), ("derpp_500", "task"), ("derpp_500", "class")}
+"""Avalanche's DER gives no task to the net."""
 FAMILIES = ("expansion", "sharing", "hypernetwork")
 INFERS = {"hypernet", "hypernet_sampled", "hypernet_small", "hypernet_structured", "hypernet_lowrank"}
 TASK_ONLY = {name for name in names("baseline") if load_baseline(name).family in FAMILIES} - INFERS
 """What grows for a task, or has weights of its own for it, must be told the task, or infer it."""
 UNDEFINED |= {(name, scenario) for name in TASK_ONLY for scenario in ("domain", "class")}
 CHAINED = {name for name in TASK_ONLY if load_baseline(name).family == "expansion"}
-CHAINED |= {"hat", "hat_hard", "layer_reuse", "weights_as_features", "xdg"}
+CHAINED |= {"gpm", "hat", "hat_hard", "layer_reuse", "weights_as_features", "xdg"}
 """They take apart a net that is a chain of layers: no ResNet."""
 
 

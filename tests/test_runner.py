@@ -25,6 +25,7 @@ from clbench.records import RunRecord, load
 from clbench.runner import run
 from clbench.specs import BaselineSpec, OwnModel
 from clbench.strategies.base import Strategy
+from strategy_factory import AVALANCHES
 
 SAME = {"timing", "peaks"}
 """What may differ between two runs of the same seed."""
@@ -203,7 +204,7 @@ def test_a_damaged_checkpoint_means_starting_again(tmp_path: Path, monkeypatch: 
 
 def test_the_first_net_does_not_depend_on_the_strategy() -> None:
     """Same seed, same birth: accuracies before training and the unit of size agree for every method."""
-    records = [run("digits_split", name, 2) for name in ("finetune", "er", "lwf")]
+    records = [run("digits_split", name, 2) for name in ("finetune", "er", AVALANCHES)]
     assert len({json.dumps(record.acc_init) for record in records}) == 1
     assert len({record.single_task_parameters for record in records}) == 1
 
@@ -228,7 +229,7 @@ def test_a_wrong_setting_stops_before_anything_runs(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("baseline", ["finetune", "ewc", "er", "lwf"])
+@pytest.mark.parametrize("baseline", ["finetune", "ewc", "er", "lwf", "si", "gpm"])
 def test_a_run_on_a_gpu_is_reproducible_and_measured(baseline: str) -> None:
     first, second = (run("synthetic_split", baseline, 0, device="cuda") for _ in range(2))
     assert first.status == "done", first.traceback

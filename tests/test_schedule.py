@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from clbench.specs import PlateauSchedule, StepSchedule, TrainSpec
+from clbench.specs import BaselineSpec, PlateauSchedule, StepSchedule, TrainSpec
 from clbench.strategies.base import new_optimizer
 from clbench.strategies.schedule import Schedule
-from strategy_factory import made, synthetic, weights
+from strategy_factory import AVALANCHES, made, synthetic, weights
 
 
 def scheduled(schedule: StepSchedule | PlateauSchedule) -> tuple[Schedule, torch.optim.Optimizer]:
@@ -44,9 +44,11 @@ def test_a_plateau_schedule_scales_after_its_patience_and_ends_below_its_least_r
     assert seen == [(True, 0.8)] * 3 + [(True, 0.4)] * 3 + [(False, 0.2)]
 
 
-@pytest.mark.parametrize("baseline", ["finetune", "lwf"])
+@pytest.mark.parametrize("baseline", ["finetune", AVALANCHES])
 @pytest.mark.parametrize(("keys", "steps"), [({"iterations": 17}, 17), ({"epochs": 3}, 39), ({"iterations": 13}, 13)])
-def test_a_task_takes_exactly_the_steps_of_its_budget(baseline: str, keys: dict[str, Any], steps: int) -> None:
+def test_a_task_takes_exactly_the_steps_of_its_budget(
+    baseline: str | BaselineSpec, keys: dict[str, Any], steps: int
+) -> None:
     """400 samples in batches of 32 are 13 steps an epoch; 17 steps are an epoch and a part, 13 exactly one."""
     strategy, stream = made(synthetic(n_tasks=2, **keys), baseline)
     for experience in stream.benchmark.train_stream:
@@ -70,9 +72,9 @@ class _Counter:
         self.handle.remove()
 
 
-@pytest.mark.parametrize("baseline", ["finetune", "lwf"])
+@pytest.mark.parametrize("baseline", ["finetune", AVALANCHES])
 @pytest.mark.parametrize("reset", [True, False])
-def test_every_task_starts_at_the_full_rate(baseline: str, reset: bool) -> None:
+def test_every_task_starts_at_the_full_rate(baseline: str | BaselineSpec, reset: bool) -> None:
     """Both tasks end at lr * 0.1, although the optimiser lives on when it is not reset."""
     schedule = {"kind": "step", "milestones": [1], "gamma": 0.1}
     keys: dict[str, Any] = {"epochs": 2, "schedule": schedule, "optimizer": "sgd", "lr": 0.1, "momentum": 0.9}
@@ -93,8 +95,10 @@ class _Rates(_Counter):
         self.seen.append(rate(args[0]))
 
 
-@pytest.mark.parametrize("baseline", ["finetune", "joint", "lwf"])
-def test_a_plateau_is_judged_on_the_samples_set_aside(baseline: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("baseline", ["finetune", "joint", AVALANCHES])
+def test_a_plateau_is_judged_on_the_samples_set_aside(
+    baseline: str | BaselineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A validation loss that never falls ends a task after 1 + 2 epochs, at half the rate, below the least one."""
     schedule = {"kind": "plateau", "factor": 0.5, "patience": 2, "min_lr": 0.009}
     task = synthetic(n_tasks=2, epochs=50, optimizer="sgd", lr=0.01, schedule=schedule)
@@ -112,7 +116,7 @@ def test_a_plateau_is_judged_on_the_samples_set_aside(baseline: str, monkeypatch
 
 def test_the_gradient_is_clipped_to_the_norm_asked_for() -> None:
     """One step of plain SGD at rate 1 moves the weights by the clipped gradient: a norm of 0.01, no more."""
-    for baseline in ("finetune", "lwf"):
+    for baseline in ("finetune", AVALANCHES):
         task = synthetic("domain", n_tasks=1, iterations=1, optimizer="sgd", lr=1.0, grad_clip=0.01)
         strategy, stream = made(task, baseline)
         strategy.model.observe(0, [0, 1])
@@ -121,16 +125,16 @@ def test_the_gradient_is_clipped_to_the_norm_asked_for() -> None:
         assert float((weights(strategy) - before).norm()) == pytest.approx(0.01, rel=1e-3)
 
 
-@pytest.mark.parametrize("baseline", ["finetune", "er", "lwf"])
-def test_training_that_diverges_is_an_error_also_in_its_last_step(baseline: str) -> None:
+@pytest.mark.parametrize("baseline", ["finetune", "er", AVALANCHES])
+def test_training_that_diverges_is_an_error_also_in_its_last_step(baseline: str | BaselineSpec) -> None:
     """Weight decay at a rate of 1e38 makes infinite weights out of a step whose own loss was fine."""
     strategy, stream = made(synthetic(n_tasks=1, iterations=1, optimizer="sgd", lr=1e38, weight_decay=1e3), baseline)
     with pytest.raises(FloatingPointError, match="1e\\+38"):
         strategy.train_task(stream.benchmark.train_stream[0])
 
 
-@pytest.mark.parametrize("baseline", ["er", "joint", "lwf"])
-def test_momentum_works_where_heads_get_their_first_gradient_at_different_times(baseline: str) -> None:
+@pytest.mark.parametrize("baseline", ["er", "joint", "lwf", AVALANCHES])
+def test_momentum_works_where_heads_get_their_first_gradient_at_different_times(baseline: str | BaselineSpec) -> None:
     """Torch's fused SGD would stop: some parameters have a momentum already, others do not."""
     task = synthetic(n_tasks=3, iterations=15, batch_size=3, optimizer="sgd", lr=0.05, momentum=0.9)
     for reset in (True, False):

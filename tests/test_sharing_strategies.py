@@ -14,11 +14,16 @@ from clbench.nets.shared.masks import pack_bits
 from clbench.records import Footprint, Sharing
 from clbench.runner import run
 from clbench.sharing import Use, sharing
-from strategy_factory import made, synthetic
+from clbench.specs import BaselineSpec
+from strategy_factory import AVALANCHES, made, synthetic
 
 
 def learned(
-    baseline: str, scenario: Any = "task", n_tasks: int = 3, order: Sequence[int] | None = None, **overrides: Any
+    baseline: str | BaselineSpec,
+    scenario: Any = "task",
+    n_tasks: int = 3,
+    order: Sequence[int] | None = None,
+    **overrides: Any,
 ) -> tuple[Any, Sharing, Footprint]:
     """Return a strategy after a few steps on each task, in order or another, what tasks share, and its footprint."""
     strategy, stream = made(synthetic(scenario, n_tasks=n_tasks, iterations=2), baseline, **overrides)
@@ -33,8 +38,8 @@ def bytes_of(found: Sharing) -> int:
     return found.shared_by_all_bytes + found.shared_by_some_bytes + found.private_bytes
 
 
-@pytest.mark.parametrize("baseline", ["finetune", "frozen", "ewc", "er", "joint", "si"])
-def test_one_net_with_a_head_per_task_shares_all_but_the_heads(baseline: str) -> None:
+@pytest.mark.parametrize("baseline", ["finetune", "frozen", "ewc", "er", "joint", "si", AVALANCHES])
+def test_one_net_with_a_head_per_task_shares_all_but_the_heads(baseline: str | BaselineSpec) -> None:
     """Trunk for all, heads for one each; of P in the net and H in a head, P / (P + H) in common. All bytes answer."""
     _, found, kept = learned(baseline)
     head = kept.parameters_per_task // 3
@@ -46,8 +51,10 @@ def test_one_net_with_a_head_per_task_shares_all_but_the_heads(baseline: str) ->
 
 
 @pytest.mark.parametrize("scenario", ["domain", "class"])
-@pytest.mark.parametrize("baseline", ["finetune", "lwf"])
-def test_where_no_task_has_parts_of_its_own_every_task_uses_everything(baseline: str, scenario: str) -> None:
+@pytest.mark.parametrize("baseline", ["finetune", "lwf", AVALANCHES])
+def test_where_no_task_has_parts_of_its_own_every_task_uses_everything(
+    baseline: str | BaselineSpec, scenario: str
+) -> None:
     _, found, kept = learned(baseline, scenario)
     assert (found.shared_by_all, found.in_common, found.reuse_ratio) == (kept.parameters, 1, 3)
     assert [task.task for task in found.tasks] == [0, 1, 2]

@@ -17,7 +17,7 @@ from clbench.errors import UserError, unknown
 from clbench.records import BaselineInfo, RunRecord, TaskInfo, load_all
 from clbench.specs import content_hash
 
-FAMILIES = ("bounds", "regularisation", "replay", "expansion", "sharing", "hypernetwork")
+FAMILIES = ("bounds", "regularisation", "projection", "replay", "expansion", "sharing", "hypernetwork")
 """Order of families in tables; others follow by name."""
 
 

@@ -4,6 +4,7 @@ A strategy is Avalanche's `SupervisedTemplate` (it trains and evaluates on any A
 tensors) with a loop of its own. A method that is one idea overrides one hook:
 
     rehearse(batch)          what the batch becomes before the forward pass (replay)
+    loss_of(batch)           the loss of a batch: cross-entropy, unless overridden (distillation)
     extra_loss()             a penalty added to the loss (regularisation)
     after_backward()         a change to the gradients: a projection, a penalty whose gradient is known by hand
     before_task, after_task  what happens around a task (snapshots, importances)
@@ -122,6 +123,10 @@ class Strategy(SupervisedTemplate):
         """Return the batch to train on, given one of the current task."""
         return batch
 
+    def loss_of(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch, a 0-dim tensor: the mean cross-entropy."""
+        return nn.functional.cross_entropy(self.model(batch.x, batch.t), batch.y)
+
     def extra_loss(self) -> Tensor | None:
         """Return a penalty, a 0-dim tensor, or None."""
         return None
@@ -203,7 +208,7 @@ class Strategy(SupervisedTemplate):
         """One optimiser step on one batch of the current task."""
         batch = self.rehearse(batch)
         self.optimizer.zero_grad()
-        self.loss = nn.functional.cross_entropy(self.model(batch.x, batch.t), batch.y)
+        self.loss = self.loss_of(batch)
         penalty = self.extra_loss()
         if penalty is not None:
             self.loss = self.loss + penalty

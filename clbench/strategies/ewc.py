@@ -10,13 +10,16 @@ Estimators of F (van de Ven 2025, "On the computation of the Fisher information 
            something else under each):
            exact      the expectation over labels in full, one sample at a time
            sampled    one label drawn from the model's own prediction
+           predicted  the model's most likely label: smaller values, as in the code of van de Ven & Tolias 2018 and 2019
+                      and of Hsu et al. 2018
            empirical  the sample's true label
            batched    the squared gradient of a mini-batch's mean loss: not a Fisher, but what Avalanche computes
 Departs    separate: the sum of the tasks' quadratics is kept as one, S = sum_k F_k around the F-weighted mean of the
            anchors, which has the same gradient (tests/test_ewc.py) and needs 2 P values whatever the number of tasks.
            A parameter born later (a new head) has no anchor for earlier tasks. The penalty enters as its gradient,
            before clipping; the loss that is checked for NaN is the cross-entropy alone.
-Stores     2 P values: importance and anchor of every parameter of earlier tasks.
+Stores     separate: 2 P values, importance and anchor of every parameter of earlier tasks. online: P values, the
+           importance; the anchor is the weights themselves until a task trains, and P values more while it does.
 """
 
 from __future__ import annotations
@@ -28,16 +31,16 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from avalanche.benchmarks.scenarios import DatasetExperience
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from clbench.loading import ResidentLoader, TensorTask, tasks_in
-from clbench.strategies.base import Setup, Strategy
-from clbench.strategies.fisher import chunk_size, squared_gradients
+from clbench.strategies.anchored import Anchored
+from clbench.strategies.sample_gradients import chunk_size, squared_gradients
 
-Estimator = Literal["exact", "sampled", "empirical", "batched"]
+Estimator = Literal["exact", "sampled", "predicted", "empirical", "batched"]
 
 
-class EWC(Strategy):
+class EWC(Anchored):
     """EWC with the Fisher estimator of choice, separate or online."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -59,56 +62,41 @@ class EWC(Strategy):
 
     stores: ClassVar[tuple[str, ...]] = ("importance", "anchor")
 
-    def __init__(self, *, setup: Setup, config: Config) -> None:
-        super().__init__(setup=setup, config=config)
-        self.importance: dict[str, Tensor] = {}
-        """Parameter name to S (separate) or F~ (online)."""
-        self.anchor: dict[str, Tensor] = {}
-
-    def penalty(self) -> Tensor:
-        """Return (lam / 2) * sum of importance * (theta - anchor)^2, a 0-dim tensor; training uses its gradient."""
-        terms = [(value * (theta - anchor).square()).sum() for theta, value, anchor in self._anchored()]
-        return self._strength() / 2 * torch.stack(terms).sum() if terms else torch.zeros((), device=self.device)
-
-    @torch.no_grad()
-    def after_backward(self) -> None:
-        """Add the penalty's gradient, lam * importance * (theta - anchor), to that of the loss.
-
-        By hand, because autograd takes as long for it as for the whole net. A parameter without a gradient, such as the
-        head of another task, had no part in the loss: nothing has moved it from its anchor, and nothing shall.
-        """
-        if self.config.lam == 0:
-            return
-        active = [(theta.grad, theta, *rest) for theta, *rest in self._anchored() if theta.grad is not None]
-        if active:
-            gradients, thetas, values, anchors = (list(column) for column in zip(*active, strict=True))
-            torch._foreach_addcmul_(gradients, torch._foreach_sub(thetas, anchors), values, value=self._strength())
-
-    def _strength(self) -> float:
+    def strength(self) -> float:
         """Return lam, times gamma in the online mode: a task is held to the Fisher of its past, already decayed."""
         return float(self.config.lam * (self.config.gamma if self.config.mode == "online" else 1.0))
 
-    def _anchored(self) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
-        """Return parameter, importance and anchor of everything that earlier tasks care for."""
-        named = self.model.named_parameters()
-        return [(theta, self.importance[name], self.anchor[name]) for name, theta in named if name in self.importance]
+    def before_task(self, experience: DatasetExperience) -> None:
+        """Hold what earlier tasks care for to their merged anchor, or to where the last one left it."""
+        if self.config.mode == "separate":
+            self.hold()
+        else:
+            super().before_task(experience)
 
     def after_task(self, experience: DatasetExperience) -> None:
         """Add the task's Fisher to what is known and move the anchor."""
         fisher = self.fisher(tasks_in(experience.dataset.eval()))
+        self.held = []
         for name, parameter in self.model.named_parameters():
-            new, here = fisher[name], parameter.detach().clone()
-            old = self.importance.get(name)
-            if old is None:
-                self.importance[name], self.anchor[name] = new, here
-            elif self.config.mode == "online":
-                self.importance[name], self.anchor[name] = self.config.gamma * old + new, here
+            if self.config.mode == "separate":
+                self._merge(name, fisher[name], parameter.detach().clone())
             else:
-                total = old + new
-                # Where nothing is important any anchor will do: the latest.
-                share = torch.where(total > 0, new / total.clamp_min(torch.finfo(total.dtype).tiny), 1.0)
-                self.anchor[name] = torch.lerp(self.anchor[name], here, share)
-                self.importance[name] = total
+                old = self.importance.get(name)
+                self.importance[name] = fisher[name] if old is None else self.config.gamma * old + fisher[name]
+        if self.config.mode == "online":
+            self.release()
+
+    def _merge(self, name: str, new: Tensor, here: Tensor) -> None:
+        """Make one quadratic of a parameter's old one and a new one around `here`."""
+        old = self.importance.get(name)
+        if old is None:
+            self.importance[name], self.anchor[name] = new, here
+            return
+        total = old + new
+        # Where nothing is important any anchor will do: the latest.
+        share = torch.where(total > 0, new / total.clamp_min(torch.finfo(total.dtype).tiny), 1.0)
+        self.anchor[name] = torch.lerp(self.anchor[name], here, share)
+        self.importance[name] = total
 
     # ----------------------------------------------------------------------------------------------------------- Fisher
 
@@ -147,6 +135,8 @@ class EWC(Strategy):
         labels, weights = y[None], torch.ones_like(p[None, :, 0])
         if self.config.fisher == "sampled":
             labels = torch.multinomial(p.cpu(), 1, generator=self.chance).T.to(x.device)
+        elif self.config.fisher == "predicted":
+            labels = p.argmax(dim=1)[None]
         elif self.config.fisher == "exact":
             labels, weights = torch.arange(p.shape[1], device=x.device)[:, None].expand(-1, len(x)), p.T
         return squared_gradients(self.model, self.task_label, x, labels, weights)
