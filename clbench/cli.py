@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clbench import __version__, recipes
-from clbench.errors import UserError, nearest, unknown
+from clbench import __version__, recipes, tuning
+from clbench.errors import UserError, unknown
 
 RUNS, OUT = Path("results/runs"), Path("results")
 
@@ -190,43 +190,28 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from clbench.report import published
-    from clbench.strategies.build import check
+    from clbench.checks import check_recipes
 
-    problems: list[str] = []
-    checked = 0
-    files = options.file or [
-        *(str(recipes.find("task", name)) for name in recipes.names("task")),
-        *(str(recipes.find("baseline", name)) for name in recipes.names("baseline")),
-    ]
-    for file in files:
-        checked += 1
-        try:
-            if _is_task(file):
-                recipes.load_task(file)
-                continue
-            baseline = recipes.load_baseline(file)
-            problems += published.mistakes(baseline, file)
-            shipped = [task for task in baseline.on if task in recipes.names("task")]
-            for task in shipped or ["digits_permuted"]:
-                check(recipes.resolve(recipes.load_task(task), baseline))
-            for task in baseline.on.keys() - set(shipped):
-                # Perhaps a task of the user's own, perhaps a slip: settings that are never used say nothing.
-                hint = nearest(task, recipes.names("task"))
-                print(f"clbench: {file}: note: [on.{task}] is no shipped task.{hint}", file=sys.stderr)
-        except UserError as error:
-            problems += error.lines
-    if problems:
-        raise UserError(*problems)
-    print(f"{checked} recipes are well")
+    count, notes = check_recipes(options.file)
+    for line in notes:
+        print(f"clbench: {line}", file=sys.stderr)
+    print(f"{count} recipes are well")
     return 0
 
 
-def _is_task(file: str) -> bool:
-    try:
-        return "stream" in tomllib.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
+def _tune(options: argparse.Namespace) -> int:
+    from clbench import records, sweep
+    from clbench.report.tuning import outcome
+
+    studies = tuning.studies(
+        options.task, options.baseline, options.protocol, _seeds(options.seeds),
+        grid=options.grid, fixed=_overrides(options.set), share=options.validation,
+    )  # fmt: skip
+    runs = [records.load(run.record) for run in _sweep(sweep.plan_studies(studies), options) if run.record.is_file()]
+    found = [outcome(study, runs, options.metric) for study in studies]
+    for one in found:
+        print(f"{one.console()}\n\nwritten: {', '.join(map(str, one.write(options.out)))}")
+    return 0 if all(one.chosen for one in found) else 1
 
 
 def _new(options: argparse.Namespace) -> int:
@@ -396,6 +381,16 @@ def _parser() -> argparse.ArgumentParser:
 
     check = command("check", "check recipes: all shipped ones, or the files given", _check, "clbench check")
     check.add_argument("file", nargs="*", metavar="FILE")
+
+    tune = command(
+        "tune",
+        "choose hyper-parameters on validation data; test samples stay out of its reach",
+        _tune,
+        "clbench tune --task digits_split --baseline ewc --grid lam=1,100 --protocol first-2 --seeds 100,101",
+    )
+    tuning.arguments(tune)
+    _execution(tune, tuning.SEEDS)
+    tune.set_defaults(out=OUT / "tune")
 
     new = command("new", "start a strategy of your own", _new, "clbench new strategy my_method")
     new.add_argument("what", choices=["strategy"])

@@ -100,7 +100,7 @@ def names(root: Path | None = None) -> tuple[str, ...]:
     return (*fixed, *imported)
 
 
-def load(name: str, root: Path | None = None) -> DataSet:
+def load(name: str, root: Path | None = None, test: bool = True) -> DataSet:
     """Return a data set by name; a published one that is not in the cache is downloaded.
 
     Nothing is copied: the tensors are views of the files.
@@ -108,25 +108,26 @@ def load(name: str, root: Path | None = None) -> DataSet:
     Args:
         name: one of `names(root)`.
         root: the cache folder; by default `cache_root()`.
+        test: False leaves the files of test images and labels closed; both are empty then.
 
     Raises:
         UserError: there is no such data set, it is neither in the cache nor reachable, or its folder is damaged.
     """
     if name in EMBEDDED:
-        return _embedded(name)
+        return _embedded(name) if test else _embedded(name).without_test()
     root = root or cache_root()
     folder = root / name
     if _is_name(name) and folder.is_dir():
         with suppress(_Unreadable):
-            return _read(folder)
+            return _read(folder, test)
     with _locked(root):  # whoever was exchanging the folder just now has finished
         if _is_name(name) and folder.is_dir():
             try:
-                return _read(folder)
+                return _read(folder, test)
             except _Unreadable as error:
                 raise UserError(_damaged(folder, str(error))) from None
     if name in KNOWN:
-        return prepare(name, root)
+        return prepare(name, root) if test else prepare(name, root).without_test()
     raise UserError(f"{unknown('data set', name, names(root))}; bring your own: clbench data import NAME FILE.npz")
 
 
@@ -322,11 +323,12 @@ def _meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def _read(folder: Path) -> DataSet:
+def _read(folder: Path, test: bool = True) -> DataSet:
     """Return what lies in a folder of the cache, without reading the images. Raises _Unreadable."""
     meta = _meta(folder)
     try:
-        arrays = {key: _map(folder / f"{key}.npy", meta["arrays"][key]) for key in KEYS}
+        arrays = {key: _map(folder / f"{key}.npy", meta["arrays"][key]) for key in KEYS if test or "train" in key}
+        arrays |= {key: arrays[key.replace("test", "train")][:0] for key in KEYS if key not in arrays}
         class_names = tuple(map(str, meta["class_names"]))
         mean, std = (tuple(map(float, meta[key])) for key in ("mean", "std"))
         found = _dataset(folder.name, arrays, class_names, mean, std, str(meta["fingerprint"]))

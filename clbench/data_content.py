@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,10 @@ class DataSet:
         """C, H, W of one image."""
         channels, height, width = self.x_train.shape[1:]
         return channels, height, width
+
+    def without_test(self) -> DataSet:
+        """Return the data set without its test images and labels: both are empty."""
+        return replace(self, x_test=self.x_train[:0], y_test=self.y_train[:0])
 
     @property
     def arrays(self) -> dict[str, NDArray[np.generic]]:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -126,8 +127,29 @@ class SplitStream(_Stream):
 StreamSpec = Annotated[PermutedStream | RotatedStream | SplitStream, Field(discriminator="kind")]
 
 
-def datasets_of(stream: PermutedStream | RotatedStream | SplitStream) -> list[str]:
+class Selection(Spec):
+    """A stream to choose settings on: the first tasks of another one, held-out training samples in place of its test.
+
+    No recipe says this: `clbench.tuning` makes it. What it says is all that a run gets to see, so that no run made from
+    it can read a test sample.
+    """
+
+    of: PermutedStream | RotatedStream | SplitStream
+    n_tasks: int = Field(gt=0)
+    """The first so many of its tasks."""
+    share: float = Field(gt=0, lt=1)
+    """Share of each task's training samples that is held out, where the stream itself sets none aside."""
+
+    @property
+    def scenario(self) -> Scenario:
+        """That of the stream."""
+        return self.of.scenario
+
+
+def datasets_of(stream: PermutedStream | RotatedStream | SplitStream | Selection) -> list[str]:
     """Return the names of the data sets a stream reads, in order, each once."""
+    if isinstance(stream, Selection):
+        return datasets_of(stream.of)
     if isinstance(stream, SplitStream):
         return list(dict.fromkeys(part.dataset for part in stream.parts))
     return [stream.dataset]
@@ -293,6 +315,25 @@ class TaskSpec(Spec):
 # ---------------------------------------------------------------------------------------------------------- baselines
 
 
+def values_to_try(value: Any) -> Any:
+    """Return a list of values to try as it is, or a table of such lists.
+
+    Raises:
+        ValueError: anything else, an empty list, or one that says a value twice.
+    """
+    for name, values in value.items() if isinstance(value, dict) else [("", value)]:
+        where = f"'{name}' " if name else ""
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"{where}should be a list of values to try, such as [1.0, 10.0]")
+        if len({content_hash(one) for one in values}) < len(values):
+            raise ValueError(f"{where}says a value twice")
+    return value
+
+
+Grid = dict[str, Annotated[Any, BeforeValidator(values_to_try)]]
+"""Setting to the values that `clbench tune` tries; `train` and `model` to tables of such lists."""
+
+
 class PublishedRow(Spec):
     """One number as a paper (or its authors' code) states it."""
 
@@ -353,6 +394,8 @@ class OnTask(BaseModel):
     model: dict[str, Any] = Field(default_factory=dict)
     """Changes to the task's model."""
     published: list[PublishedRow] = Field(default_factory=list)
+    tune: Grid = Field(default_factory=dict)
+    """What `clbench tune` tries on this task, in place of the baseline's `tune`."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -377,6 +420,8 @@ class BaselineSpec(Spec):
     """A baseline whose every key this one takes over unless it sets it."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Settings on every task."""
+    tune: Grid = Field(default_factory=dict)
+    """What `clbench tune` tries."""
     on: dict[str, OnTask] = Field(default_factory=dict)
 
     name: str = ""

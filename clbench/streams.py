@@ -13,6 +13,7 @@ Letters: T tasks, C channels, N samples, H x W pixels.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ from clbench.data import DataSet
 from clbench.errors import UserError
 from clbench.loading import TensorTask
 from clbench.seeds import derive, derive32
-from clbench.specs import PermutedStream, Pixels, RotatedStream, SplitPart, SplitStream
+from clbench.specs import PermutedStream, Pixels, RotatedStream, Selection, SplitPart, SplitStream
 from clbench.views import CropFlip, PixelMap, View
 
 Grid = NDArray[np.int64]
@@ -86,7 +87,7 @@ class _Task:
 
 
 def make_stream(
-    spec: PermutedStream | RotatedStream | SplitStream,
+    spec: PermutedStream | RotatedStream | SplitStream | Selection,
     seed: int,
     device: torch.device,
     root: Path | None = None,
@@ -94,7 +95,8 @@ def make_stream(
     """Build the stream of a recipe for one run seed.
 
     Args:
-        spec: what the recipe says.
+        spec: what the recipe says. A `Selection` is built from data sets without their test samples: what it has in
+            their place are training samples held out.
         seed: the run's seed; permutations, angles and class orders come from it unless the recipe pins them, and so
             do the choice of validation samples and of samples per task.
         device: where the images lie, once, as uint8.
@@ -103,7 +105,12 @@ def make_stream(
     Raises:
         UserError: the data set is missing, or the recipe asks for classes that it has not.
     """
-    tasks = _split(spec, seed, root) if isinstance(spec, SplitStream) else _transformed(spec, seed, root)
+    selection = spec if isinstance(spec, Selection) else None
+    share = selection.share if selection else None
+    load = functools.partial(data.load, root=root, test=selection is None)
+    spec = spec.of if isinstance(spec, Selection) else spec
+    tasks = _split(spec, seed, load) if isinstance(spec, SplitStream) else _transformed(spec, seed, load)
+    tasks = tasks[: selection.n_tasks] if selection else tasks
     shapes = {(*_channels(task), *_size(task, spec.pad)) for task in tasks}
     if len(shapes) > 1:
         raise UserError(f"the data sets of one stream have inputs of different shapes: {sorted(shapes)}")
@@ -120,12 +127,13 @@ def make_stream(
         first_label += len(labels)
         outputs.append(labels)
         label = index if spec.scenario == "task" else 0
-        chosen = _choose(task, spec, seed, index)
+        chosen = _choose(task, spec, seed, index, share)
         for part, rows in chosen.items():
-            raw = task.source.y_test if part == "test" else task.source.y_train
+            from_test = part == "test" and share is None
+            raw = task.source.y_test if from_test else task.source.y_train
             built[part].append(
                 TensorTask(
-                    images[task.source.name][1 if part == "test" else 0],
+                    images[task.source.name][1 if from_test else 0],
                     rows.to(device),
                     numbering[raw[rows]].to(device),
                     label,
@@ -147,8 +155,8 @@ def make_stream(
 # ------------------------------------------------------------------------------------------------- permuted and rotated
 
 
-def _transformed(spec: PermutedStream | RotatedStream, seed: int, root: Path | None) -> list[_Task]:
-    source = data.load(spec.dataset, root)
+def _transformed(spec: PermutedStream | RotatedStream, seed: int, load: Callable[[str], DataSet]) -> list[_Task]:
+    source = load(spec.dataset)
     grid = _padded(source, spec.pad)
     if isinstance(spec, RotatedStream):
         return [_Task(source, None, rotate(grid, angle, source)) for angle in angles(spec, seed)]
@@ -221,10 +229,10 @@ def rotate(grid: Grid, degrees: float, source: DataSet) -> Grid:
 # ---------------------------------------------------------------------------------------------------------------- split
 
 
-def _split(spec: SplitStream, seed: int, root: Path | None) -> list[_Task]:
+def _split(spec: SplitStream, seed: int, load: Callable[[str], DataSet]) -> list[_Task]:
     tasks = []
     for part_number, part in enumerate(spec.parts):
-        source = data.load(part.dataset, root)
+        source = load(part.dataset)
         pixels = _padded(source, spec.pad) if spec.pad else None
         groups = class_groups(part, source, derive(seed, "classes", part_number))
         tasks += [_Task(source, classes, pixels) for classes in groups]
@@ -327,9 +335,13 @@ def _numbering(task: _Task, first: int) -> tuple[Tensor, list[int]]:
 
 
 def _choose(
-    task: _Task, spec: PermutedStream | RotatedStream | SplitStream, seed: int, index: int
+    task: _Task, spec: PermutedStream | RotatedStream | SplitStream, seed: int, index: int, share: float | None
 ) -> dict[str, Tensor]:
-    """Return the rows of the task's training, validation and test samples."""
+    """Return the rows of the task's training, validation and test samples.
+
+    With a `share` there are no test samples to choose: the task is tested on training samples that are held out, those
+    the recipe sets aside for validation or, where it sets none aside, this share of them.
+    """
 
     def rows(labels: Tensor) -> Tensor:
         if task.classes is None:
@@ -342,20 +354,27 @@ def _choose(
 
     train, test = rows(task.source.y_train), rows(task.source.y_test)
     chosen = {}
-    n_validation = round(len(train) * spec.validation)
-    if spec.validation:
+    held_out = spec.validation or share or 0.0
+    n_validation = round(len(train) * held_out)
+    if held_out:
         if n_validation == 0:
-            raise UserError(f"stream.validation: {spec.validation} of the {len(train)} samples of task {index} is none")
+            what = "stream.validation" if spec.validation else "share held out"
+            raise UserError(f"{what}: {held_out} of the {len(train)} samples of task {index} is none")
         if spec.validation_from == "first":
             aside = torch.arange(n_validation)
         else:
             aside = drawn(train, n_validation, "validation")
         keep = torch.ones(len(train), dtype=torch.bool)
         keep[aside] = False
-        chosen["validation"], train = train[aside], train[keep]
+        if spec.validation:
+            chosen["validation"] = train[aside]
+        if share is not None:
+            test = train[aside]
+        train = train[keep]
+    n_test = spec.test_samples_per_task if share is None else None
     for split, asked, there in (
         ("train", spec.train_samples_per_task, len(train)),
-        ("test", spec.test_samples_per_task, len(test)),
+        ("test", n_test, len(test)),
     ):
         if asked is not None and asked > there:
             raise UserError(
@@ -364,8 +383,8 @@ def _choose(
             )
     if spec.train_samples_per_task is not None:
         train = train[drawn(train, spec.train_samples_per_task, "samples")]
-    if spec.test_samples_per_task is not None:
-        test = test[drawn(test, spec.test_samples_per_task, "test samples")]
+    if n_test is not None:
+        test = test[drawn(test, n_test, "test samples")]
     return {"train": train, **chosen, "test": test}
 
 

@@ -31,6 +31,7 @@ from clbench.recipes import Experiment, load_baseline, load_task, names, resolve
 from clbench.recipes import shipped as shipped_folder
 from clbench.specs import datasets_of
 from clbench.strategies.build import check
+from clbench.tuning import Study, placed
 
 Status = Literal["done", "failed", "skipped", "interrupted"]
 
@@ -94,6 +95,37 @@ def plan(
     if problems:
         raise UserError(*dict.fromkeys(problems))
     return [Job(experiment, seed) for seed in dict.fromkeys(seeds) for experiment in experiments]
+
+
+def plan_studies(studies: Iterable[Study], data_root: Path | None = None) -> list[Job]:
+    """Return the runs of studies, seed by seed, after checking everything that can be checked before the first.
+
+    Raises:
+        UserError: every point that the strategy or the net does not take, every data set that is missing.
+    """
+    known = list(studies)
+    problems: list[str] = []
+    for study in known:
+        whatever: list[str] = []
+        refused: list[str] = []
+        with _collected(whatever):
+            check(study.base)
+        for experiment in study.experiments:
+            with _collected(refused):
+                check(experiment)
+        # What is wrong without the grid as well is none of the grid's mistakes.
+        problems += [line if line in whatever else placed(line, study.origin) for line in dict.fromkeys(refused)]
+    experiments = [experiment for study in known for experiment in study.experiments]
+    problems += _clashes(experiments)
+    if not problems:
+        for name in {name for experiment in experiments for name in datasets_of(experiment.task.stream)}:
+            with _collected(problems):
+                data.load(name, data_root, test=False)
+    if not problems:
+        problems += runner.preflight(experiments, data_root)
+    if problems:
+        raise UserError(*dict.fromkeys(problems))
+    return [Job(experiment, seed) for study in known for seed in study.seeds for experiment in study.experiments]
 
 
 def _clashes(experiments: Sequence[Experiment]) -> list[str]:
@@ -298,7 +330,7 @@ def _recorded(path: Path, job: Job, threads: int, data_root: Path | None) -> boo
     except UserError:
         return False
     same_recipe = record.task.hash == job.experiment.task.hash and record.baseline.hash == job.experiment.hash
-    same_data = all(data.load(name, data_root).fingerprint == known for name, known in record.data.items())
+    same_data = all(data.load(name, data_root, test=False).fingerprint == known for name, known in record.data.items())
     return record.status == "done" and same_recipe and same_data and record.environment.threads == threads
 
 

@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "specs": set(),
     "imports": {"errors"},
     "recipes": PLAIN,
+    "tuning": PLAIN | {"recipes"},
     "records": {"errors"},
     "metrics": set(),
     "nets": {"nets"},
@@ -55,14 +56,15 @@ ALLOWED: dict[str, set[str]] = {
         "loading", "process", "sharing", "strategies.base", "strategies.build", "strategies.foreign",
         "strategies.evaluation",
     },
-    "sweep": PLAIN | {"runner", "environment", "recipes", "records", "data", "strategies.build"},
+    "sweep": PLAIN | {"runner", "environment", "recipes", "records", "data", "strategies.build", "tuning"},
+    "checks": PLAIN | {"", "recipes", "report", "strategies.build", "tuning"},
     "lab": {"lab", "lab.record", "nets", "memory", "records", "environment", "errors"},
     "lab.record": {"errors", "records"},
-    "report": PLAIN | {"report", "records", "recipes", "metrics", "lab.record"},
+    "report": PLAIN | {"report", "records", "recipes", "metrics", "lab.record", "tuning"},
     "scaffold": {"errors", "recipes", "records"},
     "doctor": {"", "errors", "data", "memory", "recipes"},
     "cli": PLAIN
-    | {"", "recipes", "records", "report", "sweep", "data", "scaffold", "doctor", "lab", "strategies.build"},
+    | {"", "checks", "recipes", "records", "report", "sweep", "data", "scaffold", "doctor", "lab", "tuning"},
 }  # fmt: skip
 
 OUTSIDE: dict[str, set[str]] = {

@@ -23,7 +23,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
         "reset_optimizer": False, "optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3
     },
 }  # fmt: skip
-SAME_CODE = {"den_no_expansion", "den_no_split", "er_500", "ewc_batched", "ewc_empirical"}
+SAME_CODE = {"den_no_expansion", "den_no_split", "dgr_distill", "er_500", "ewc_batched", "ewc_empirical"}
 SAME_CODE |= {"hypernet_sampled", "hypernet_small"}
 SAME_CODE |= {"cloned_trains", "linked_scale", "shared_trunk_half_frozen", "wsn_3", "wsn_5", "wsn_30", "wsn_50"}
 """Differ from others in settings that touch no state: seen once are enough."""
