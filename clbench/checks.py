@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,14 @@ from clbench import recipes, tuning
 from clbench.errors import UserError, nearest
 from clbench.report import published
 from clbench.specs import BaselineSpec, TaskSpec
-from clbench.strategies.build import check
+from clbench.strategies.build import check, scenarios
 
 
-def check_recipes(files: Iterable[str]) -> tuple[int, list[str]]:
+def check_recipes(files: Iterable[str]) -> tuple[int, list[str], list[str]]:
     """Check recipe files; none means all shipped ones.
 
     Returns:
-        How many there were, and a line for everything that is no mistake but may be a slip.
-
-    Raises:
-        UserError: every mistake in them.
+        How many there were, a line for everything that is no mistake but may be a slip, and a line for every mistake.
     """
     wanted = list(files) or [
         *(str(recipes.find("task", name)) for name in recipes.names("task")),
@@ -35,22 +32,20 @@ def check_recipes(files: Iterable[str]) -> tuple[int, list[str]]:
                 recipes.load_task(file)
                 continue
             baseline = recipes.load_baseline(file)
-            problems += published.mistakes(baseline, file) + _check_baseline(baseline)
             for task in sorted(baseline.on.keys() - set(recipes.names("task"))):
                 # Perhaps a task of the user's own, perhaps a slip: settings that are never used say nothing.
                 notes.append(f"{file}: note: [on.{task}] is no shipped task.{nearest(task, recipes.names('task'))}")
+            problems += published.mistakes(baseline, file) + _check_baseline(baseline)
         except UserError as error:
             problems += error.lines
-    if problems:
-        raise UserError(*dict.fromkeys(problems))
-    return len(wanted), notes
+    return len(wanted), notes, list(dict.fromkeys(problems))
 
 
 def _check_baseline(baseline: BaselineSpec) -> list[str]:
     """Return what is wrong with the settings and grids of a baseline, on the shipped tasks that it names."""
     problems: list[str] = []
     shipped = [task for task in baseline.on if task in recipes.names("task")]
-    for name in shipped or ["digits_permuted"]:
+    for name in shipped or [_example(scenarios(baseline))]:
         task = recipes.load_task(name)
         origin, grid = tuning.grid_of(task, baseline)
         alone = _mistakes(task, baseline, {})
@@ -61,6 +56,12 @@ def _check_baseline(baseline: BaselineSpec) -> list[str]:
             lines = _mistakes(task, baseline, point)
             problems += [line if line in alone else tuning.placed(line, origin) for line in lines]
     return problems
+
+
+def _example(scenarios: Collection[str]) -> str:
+    """Return a demonstration task of these scenarios, on which a recipe without tasks of its own is tried."""
+    demonstrations = {"domain": "digits_permuted", "task": "digits_split", "class": "digits_split_class"}
+    return next((task for scenario, task in demonstrations.items() if scenario in scenarios), "digits_permuted")
 
 
 def _mistakes(task: TaskSpec, baseline: BaselineSpec, overrides: dict[str, Any]) -> tuple[str, ...]:

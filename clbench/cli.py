@@ -192,9 +192,11 @@ def _show(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from clbench.checks import check_recipes
 
-    count, notes = check_recipes(options.file)
+    count, notes, problems = check_recipes(options.file)
     for line in notes:
         print(f"clbench: {line}", file=sys.stderr)
+    if problems:
+        raise UserError(*problems)
     print(f"{count} recipes are well")
     return 0
 

@@ -99,7 +99,7 @@ def run(
     where = choose_device(device)
     resolved_settings(experiment)
     stream = make_stream(task_spec.stream, seed, where, data_root)
-    _check_classes(task_spec, stream)
+    check_classes(task_spec, stream)
     with reproducible(seed, threads), stoppable():
         books = _Books(experiment, seed, where, threads, stream.fingerprints)
         path = checkpoint_path(out, experiment, seed, where) if out is not None else None
@@ -179,26 +179,7 @@ def _inferred(strategy: Strategy | Foreign, test: Any, learned: Iterable[int]) -
     return strategy.inferred(test, tasks) if int(test.task_label) in tasks else 0.0
 
 
-def preflight(experiments: Sequence[Experiment], data_root: Path | None = None) -> list[str]:
-    """Return a line for each task whose stream or net cannot be built: what a run would find out first."""
-    problems: list[str] = []
-    streams: dict[str, Stream | None] = {}
-    for experiment in experiments:
-        task = experiment.task
-        try:
-            if task.hash not in streams:
-                streams[task.hash] = None
-                streams[task.hash] = make_stream(task.stream, 0, torch.device("cpu"), data_root)
-            stream = streams[task.hash]
-            if stream is not None:
-                _check_classes(task, stream)
-                net_factory(experiment, stream, 0)
-        except UserError as error:
-            problems += [line if "task '" in line else f"task '{task.name}': {line}" for line in error.lines]
-    return problems
-
-
-def _check_classes(task: TaskSpec, stream: Stream) -> None:
+def check_classes(task: TaskSpec, stream: Stream) -> None:
     """Refuse an area under the ROC curve, or the entropy of an answer, where a task has no two classes."""
     single = [str(i + 1) for i, test in enumerate(stream.test) if bool((test.labels == test.labels[0]).all())]
     for name, asked in (("auroc", task.auroc), ("entropy", task.entropy)):

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import keyword
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from clbench import recipes
 from clbench.errors import UserError, unknown
 from clbench.records import write_atomic
+
+_DEMONSTRATIONS = ("digits_", "synthetic_")
+"""Tasks that run at once; what a baseline needs on them, such as a deeper net, a copy needs too."""
 
 STRATEGY = '''"""__CLASS__: say here what it does, which paper it is from, and what it stores.
 
@@ -122,9 +126,15 @@ def _copied(source: str) -> tuple[str, str]:
     if not _is_own(baseline.strategy):
         raise UserError(f"--from {source}: it is Avalanche's; {unknown('baseline of the suite', source, own)}")
     file = Path(__file__).parent / "strategies" / f"{module.rpartition('.')[2]}.py"
-    code = re.sub(rf"\b{class_name}\b", "__CLASS__", file.read_text())
-    settings = "\n".join(f"{key} = {_toml(value)}" for key, value in baseline.settings.items())
-    recipe = RECIPE[: RECIPE.index("lam = ")] + (settings + "\n" if settings else "")
+    # Not within an address, such as that of the authors' code.
+    code = re.sub(rf"(?<![\w/-]){class_name}(?![\w/-])", "__CLASS__", file.read_text())
+    recipe = RECIPE[: RECIPE.index("lam = ")] + _lines(baseline.settings)
+    for task, on in baseline.on.items():
+        if task.startswith(_DEMONSTRATIONS):
+            changes = {key: value for key, value in (("train", on.train), ("model", on.model)) if value}
+            recipe += f"\n[on.{task}]\n" + _lines({"origin": on.origin, **on.settings, **changes})
+    if "scenarios" in baseline.model_fields_set:
+        recipe = recipe.replace("\n[settings]", f"scenarios = {_toml(list(baseline.scenarios))}\n\n[settings]")
     return code, recipe.replace('paper = "none yet"', f"paper = {_toml('after ' + baseline.paper)}")
 
 
@@ -132,7 +142,16 @@ def _is_own(strategy: str) -> bool:
     return strategy.startswith("clbench.strategies.")
 
 
+def _lines(table: Mapping[str, object]) -> str:
+    """Return a TOML table's lines."""
+    return "".join(f"{key} = {_toml(value)}\n" for key, value in table.items())
+
+
 def _toml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {_toml(item)}' for key, item in value.items())} }}"
     return repr(value) if isinstance(value, (int, float)) else '"' + str(value).replace('"', '\\"') + '"'

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from clbench import data, records, runner
 from clbench.environment import choose_device
 from clbench.errors import UserError
+from clbench.preflight import preflight
 from clbench.recipes import Experiment, load_baseline, load_task, names, resolve
 from clbench.recipes import shipped as shipped_folder
 from clbench.specs import datasets_of
@@ -91,7 +92,7 @@ def plan(
                 experiments.append(experiment)
     problems += _clashes(experiments)
     if not missing:
-        problems += runner.preflight(experiments, data_root)
+        problems += preflight(experiments, data_root)
     if problems:
         raise UserError(*dict.fromkeys(problems))
     return [Job(experiment, seed) for seed in dict.fromkeys(seeds) for experiment in experiments]
@@ -122,7 +123,7 @@ def plan_studies(studies: Iterable[Study], data_root: Path | None = None) -> lis
             with _collected(problems):
                 data.load(name, data_root, test=False)
     if not problems:
-        problems += runner.preflight(experiments, data_root)
+        problems += preflight(experiments, data_root)
     if problems:
         raise UserError(*dict.fromkeys(problems))
     return [Job(experiment, seed) for study in known for seed in study.seeds for experiment in study.experiments]

@@ -87,6 +87,8 @@ def _region(tensor: Tensor) -> Region | None:
         if tensor.untyped_storage().nbytes() == 0:  # freed by resize_(0)
             return None
         memory, start = str(tensor.device), tensor.data_ptr()
+        if start == 0:  # a wrapper that does not say what it wraps
+            return Region(f"opaque {id(tensor)}", 0, tensor.numel() * size, (), size)
         steps = sorted((stride * size, n) for stride, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1)
     except (NotImplementedError, RuntimeError):  # opaque to torch itself, as in oneDNN's own layout
         return Region(f"opaque {id(tensor)}", 0, tensor.numel() * size, (), size)

@@ -10,6 +10,8 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.two_tensor import TwoTensor
 
 from clbench.footprint import Holdings, footprint
 from clbench.nets import HeadedNet, MultiHead, build_trunk
@@ -165,6 +167,23 @@ def test_the_absent_biases_of_a_resnet_50_are_no_sharing() -> None:
     assert sum(layer.bias is None for layer in net.modules() if isinstance(layer, nn.Conv2d)) == 53
     assert aliases(net) == []
     assert parameters(net) == 25_557_032
+
+
+def test_freed_storages_share_nothing() -> None:
+    """As fully sharded training leaves them: shapes, and no memory. A tie is still one object."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net[1].bias = net[0].bias
+    for parameter in net.parameters():
+        parameter.data.untyped_storage().resize_(0)
+    assert aliases(net) == [Alias("same_object", ("0.bias", "1.bias"))]
+
+
+def test_wrappers_and_fake_tensors_share_nothing() -> None:
+    """They have no address of their own; of two different ones nothing is in common, and a clone may be made."""
+    net = holding(**{name: TwoTensor(torch.ones(3), torch.ones(3)) for name in "ab"})
+    assert aliases(net) == []
+    with FakeTensorMode():
+        assert aliases(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))) == []
 
 
 @pytest.mark.parametrize("kind", ["mlp", "zenke", "lenet", "resnet18", "resnet32"])

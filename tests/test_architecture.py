@@ -56,7 +56,8 @@ ALLOWED: dict[str, set[str]] = {
         "loading", "process", "sharing", "strategies.base", "strategies.build", "strategies.foreign",
         "strategies.evaluation",
     },
-    "sweep": PLAIN | {"runner", "environment", "recipes", "records", "data", "strategies.build", "tuning"},
+    "preflight": PLAIN | {"recipes", "runner", "strategies.base", "strategies.build", "strategies.foreign", "streams"},
+    "sweep": PLAIN | {"preflight", "runner", "environment", "recipes", "records", "data", "strategies.build", "tuning"},
     "checks": PLAIN | {"", "recipes", "report", "strategies.build", "tuning"},
     "lab": {"lab", "lab.record", "nets", "memory", "records", "environment", "errors"},
     "lab.record": {"errors", "records"},
@@ -70,7 +71,8 @@ ALLOWED: dict[str, set[str]] = {
 OUTSIDE: dict[str, set[str]] = {
     "torch": {
         "checkpoint", "data", "data_content", "data_sources", "doctor", "environment", "footprint", "lab", "loading",
-        "memory", "nets", "process", "runner", "sharing", "strategies", "streams", "sweep", "tensors", "views",
+        "memory", "nets", "preflight", "process", "runner", "sharing", "strategies", "streams", "sweep", "tensors",
+        "views",
     },
     "avalanche": {"loading", "runner", "strategies", "streams", "scaffold"},
 }  # fmt: skip

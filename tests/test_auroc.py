@@ -18,8 +18,9 @@ from clbench import records
 from clbench.errors import UserError
 from clbench.loading import ResidentLoader
 from clbench.metrics import auroc
+from clbench.preflight import preflight
 from clbench.recipes import load_baseline, load_task, resolve
-from clbench.runner import preflight, run
+from clbench.runner import run
 from clbench.specs import BaselineSpec, Scenario, TaskSpec
 from clbench.strategies.base import Strategy
 from record_factory import make_record

@@ -203,6 +203,64 @@ def test_shipped_recipes_are_well(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("check", capsys)[0] == 0
 
 
+def test_check_tries_a_recipe_where_its_method_is_defined(capsys: pytest.CaptureFixture[str]) -> None:
+    """WSN is task-incremental; a misspelt task beside it is told of, too."""
+    head = 'schema = 1\ntitle = "x"\nfamily = "own"\npaper = "none"\nstrategy = "clbench.strategies.wsn:WSN"\n'
+    settings = 'scenarios = ["task"]\n[settings]\nshare = 0.3\n'
+    Path("mine.toml").write_text(f'{head}{settings}[on.digits_splt]\norigin = "ours"\n')
+    code, out, err = call("check mine.toml", capsys)
+    assert code == 0, err
+    assert "1 recipes are well" in out
+    assert "[on.digits_splt] is no shipped task. Did you mean 'digits_split'?" in err
+
+
+@pytest.mark.parametrize("source", ["linked", "wsn", "weights_as_features", "layer_reuse", "shared_trunk_half"])
+def test_what_is_copied_from_a_shipped_baseline_is_well_and_runs(
+    source: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its lists, its scenarios, and the deeper net that it needs on the demonstration tasks."""
+    assert call(f"new strategy mine --from {source}", capsys)[0] == 0
+    assert call("check mine.toml", capsys)[0] == 0
+    copied, shipped = recipes.load_baseline("./mine.toml"), recipes.load_baseline(source)
+    assert copied.settings == shipped.settings
+    assert copied.on["digits_split"].model == shipped.on["digits_split"].model
+    code, _, err = call("run --task synthetic_split --baseline ./mine.toml --seeds 1 --quiet", capsys)
+    assert code == 0, err
+
+
+def test_a_copy_names_the_authors_code_as_it_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    call("new strategy wsnb --from wsn", capsys)
+    text = Path("wsnb.py").read_text()
+    assert "class Wsnb(" in text
+    assert "ihaeyong/WSN " in text
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("linked --set rank=65", "clbench: task 'synthetic_split': strategy Linked: "),
+        ("packnet --set prune=0", "clbench: task 'synthetic_split': strategy PackNet: prune 0.0 leaves task 1 "),
+        ("cloned --set share=x", "clbench: task 'synthetic_split': strategy Cloned: setting 'share': no rung 'x'"),
+        (
+            "cloned --set share=0",
+            "clbench: baseline 'cloned' on task 'synthetic_split': setting 'share': input should be a valid string, or "
+            "input should be a valid array (got 0)",
+        ),
+        ("cloned --set share=[1]", "clbench: baseline 'cloned' on task 'synthetic_split': setting 'share.0': "),
+        ("""cloned --set 'share=["*.bais"]'""", "Did you mean '*.bias'?"),
+    ],
+)
+def test_a_setting_that_the_net_shows_to_be_wrong_is_one_line_and_nothing_is_written(
+    setting: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = call(f"run --task synthetic_split --baseline {setting} --seeds 2", capsys)
+    assert code == 2
+    assert said in err
+    assert len(err.splitlines()) == 1
+    assert out == ""
+    assert not Path("results").exists()
+
+
 def test_the_doctor_has_something_to_say(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call("doctor", capsys)
     assert code == 0, out

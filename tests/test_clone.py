@@ -235,6 +235,12 @@ def viewed(*views: Tensor) -> nn.Module:
     return net
 
 
+@pytest.mark.parametrize("share", [3, None, [0], [torch.zeros(1)]])
+def test_a_share_that_names_nothing_is_refused_with_what_it_can_be(share: Any) -> None:
+    with pytest.raises(ValueError, match="share is 'all', 'none', names, patterns or a function of name and"):
+        clone_module(nn.Linear(2, 2), share)
+
+
 def test_views_of_common_memory_are_refused_in_one_line() -> None:
     """A copy would have 12 numbers where the original has 8; equal views come apart just so."""
     flat = torch.zeros(8)

@@ -185,7 +185,7 @@ def test_what_a_new_task_draws_depends_on_the_seed_and_the_task_alone() -> None:
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"share": "matrix"}, "strategy Cloned: setting 'share': no rung 'matrix'. Did you mean 'matrices'? it is "),
+        ({"share": "matrix"}, "strategy Cloned: setting 'share': no rung 'matrix'. Did you mean 'matrices'? It is "),
         ({"share": ["layer.0.bias"]}, "strategy Cloned: no parameter is named 'layer.0.bias'. Did you mean 'layers.0."),
         ({"share": "none", "adapter": 1}, "strategy Cloned: adapters are added to shared matrices, and none is shared"),
         ({"adapter": -1}, "baseline 'cloned' on task 'synthetic_split': setting 'adapter': input should be greater"),

@@ -15,7 +15,7 @@ from avalanche.training.plugins import EvaluationPlugin, RWalkPlugin
 from clbench.errors import UserError
 from clbench.loading import fast_loading
 from clbench.recipes import load_baseline, load_task, resolve
-from clbench.runner import run
+from clbench.runner import preflight, run
 from clbench.specs import BaselineSpec, Scenario
 from clbench.strategies.base import mean_loss, no_metrics
 from clbench.strategies.build import check, foreign_parameters, resolved_settings
@@ -282,3 +282,19 @@ def test_who_overrides_accuracy_which_nothing_asks_is_told(tmp_path: Path) -> No
     )
     with pytest.raises(UserError, match="overrides accuracy, which nothing asks: override evaluate"):
         check(resolve(synthetic(), load_baseline(str(tmp_path / "mine.toml"))))
+
+
+def test_what_a_strategy_of_avalanches_says_of_its_arguments_is_told_before_a_run() -> None:
+    """A class of the user's own, whose constructor has a bug, is left to the run: its record keeps the traceback."""
+    wrong = recipe("avalanche.training.supervised:EWC", ewc_lambda=1.0, mode="neither")
+    (line,) = preflight([resolve(load_task("synthetic_split"), wrong)])
+    assert line.startswith("task 'synthetic_split': baseline 'own': Mode must be separate or online")
+    own = recipe(f"{__name__}:_Broken")
+    assert preflight([resolve(load_task("synthetic_split"), own)]) == []
+
+
+class _Broken(Naive):
+    """Cannot be made."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        raise ValueError("a bug")

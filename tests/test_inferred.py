@@ -16,10 +16,11 @@ from torch import Tensor
 from clbench import records
 from clbench.errors import UserError
 from clbench.loading import ResidentLoader
+from clbench.preflight import preflight
 from clbench.recipes import load_baseline, load_task, resolve
 from clbench.records import Generation
 from clbench.report.measures import MEASURES, chosen
-from clbench.runner import preflight, run
+from clbench.runner import run
 from clbench.specs import Scenario, TaskSpec
 from clbench.strategies.evaluation import accuracy_by_entropy, entropy, least_entropy
 from clbench.strategies.independent import Independent

@@ -415,6 +415,37 @@ def test_what_cannot_be_linked_is_told_in_a_line(make: Callable[[], Any], line: 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda: LinkedLinear(nn.Linear(4, 4), lambda w: w.mul_(2)), "<lambda> changes the source's weight in place"),
+        (lambda: LinkedLinear(nn.Linear(4, 4), cast(Any, lambda w: None)), "float32, and <lambda> yields NoneType"),
+        (lambda: LinkedLinear(nn.Linear(4, 4), lambda w: w.long()), "and <lambda> yields torch.int64"),
+        (lambda: LinkedLinear(nn.LazyLinear(4), Square(), in_features=3, out_features=4), "run the source once before"),
+        (lambda: LinkedConv2d(nn.Conv1d(3, 3, 3), Square()), r"two dimensions; its kernel_size is \(3,\)"),
+        (lambda: LinkedConv2d(nn.Conv2d(3, 3, 3), Square(), kernel_size=cast(Any, (3, 3, 3))),
+         r"its kernel_size is \(3, 3, 3\)"),
+        (lambda: LinkedConv2d(nn.Conv2d(3, 3, 3), Square(), groups=0), "0 groups do not divide 3 and 3 channels"),
+        (lambda: LowRank((4, 4), cast(Any, 1.5)), "rank 1.5: of a weight"),
+        (lambda: LowRank((4, 4), cast(Any, "2")), "rank '2': of a weight"),
+        (lambda: Resize((4, 4), (5, 5), cast(Any, "mxi")), "channels are one of crop, mix; got 'mxi'"),
+    ],
+)  # fmt: skip
+def test_a_link_that_cannot_be_is_refused_in_one_line(make: Callable[..., Any], line: str) -> None:
+    with pytest.raises(ValueError, match=line) as told:
+        make()
+    assert "\n" not in str(told.value)
+
+
+def test_building_a_link_leaves_its_source_as_it_is() -> None:
+    """Even by a function that would double it in place, which is refused."""
+    source = nn.Linear(4, 4)
+    weight = source.weight.detach().clone()
+    with pytest.raises(ValueError, match="in place"):
+        LinkedLinear(source, lambda w: w.mul_(2))
+    assert torch.equal(source.weight, weight)
+
+
 def test_a_source_without_a_weight_is_refused() -> None:
     with pytest.raises(TypeError, match="the source of a Link has a weight; a ReLU has none"):
         Link(nn.ReLU(), Same(), None, (1, 1))

@@ -206,3 +206,9 @@ def test_a_masked_weight_is_the_product_with_a_straight_through_mask(
             torch.autograd.backward((out.square() * coefficient).sum())
         results.append((out.detach(), weight.grad, scores.grad))
     torch.testing.assert_close(results[0], results[1], rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("share", [1.5, -1.0, float("nan")])
+def test_a_share_is_from_0_to_1(share: float) -> None:
+    with pytest.raises(ValueError, match="a share is from 0 to 1"):
+        top_mask(torch.zeros(3), share)

@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from clbench.errors import UserError
 from clbench.footprint import footprint
@@ -166,6 +167,20 @@ def test_a_ratio_that_leaves_a_task_nothing_is_one_line_that_names_layer_and_tas
     assert "leaves task 4 (number 4) no weight of layer 'layers.0.weight': 0 of 40 are free. Prune more" in line
 
 
+@pytest.mark.parametrize("allot", ["free", "layer"])
+def test_room_that_tasks_will_not_find_is_told_before_the_first_is_trained(allot: str) -> None:
+    """One unit's two weights: half of the layer's two is 1 and 1, half of the free ones 1 and then, of one, none.
+
+    So of the layer's weights there is no room for a third task, of the free ones none for a second.
+    """
+    strategy = packnet(lambda: plain(shape=(1, 1, 2), hidden=[1], bias=False), allot=allot)
+    fit = 1 if allot == "free" else 2
+    strategy.check_tasks(list(range(fit)))
+    with pytest.raises(UserError, match=rf"leaves task {fit} \(number {fit + 1}\) no weight of layer 'layers"):
+        strategy.check_tasks(list(range(5)))
+    assert strategy.net.tasks() == []
+
+
 def test_a_net_without_weights_and_settings_out_of_range_are_refused() -> None:
     class Mean(nn.Module):
         out_features = 1
@@ -299,6 +314,37 @@ def test_running_statistics_belong_to_the_first_task_or_to_each(small: Any) -> N
     assert same == (small == "first")
     pairs = list(zip(strategy.net.statistics(0), strategy.net.statistics(1), strict=True))
     assert all(one is other for one, other in pairs[:-1]) == (small == "first")  # the last is the task's number
+
+
+def test_a_spectral_norm_of_the_first_task_stays_as_it_learned_it() -> None:
+    """Its power iteration moves two vectors in each training pass, and with them what older tasks answer."""
+
+    def new_net() -> HeadedNet:
+        net = plain(shape=(1, 2, 3), hidden=[4])
+        spectral_norm(net.trunk.get_submodule("layers.0"))
+        return net
+
+    strategy = packnet(new_net)
+    learn(strategy, 0)
+    vectors = {name: buffer.clone() for name, buffer in strategy.net.trunk.named_buffers()}
+    x = torch.rand(5, 1, 2, 3)
+    before = strategy.net.eval()(x, 0)
+    learn(strategy, 1)
+    assert len(vectors) == 2
+    assert all(torch.equal(buffer, vectors[name]) for name, buffer in strategy.net.trunk.named_buffers())
+    assert torch.equal(strategy.net.eval()(x, 0), before)
+
+
+def test_a_module_that_holds_one_with_statistics_still_trains() -> None:
+    """Dropout beside them, and within a module that has a buffer of its own, is not switched off."""
+    net = PackedNet(plain(), 0)
+    outer = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2))
+    outer.register_buffer("scale", torch.ones(1))
+    net.trunk.add_module("extra", outer)
+    net.observe(0, [0, 1])
+    net.observe(1, [0, 1])
+    net.train()
+    assert [module.training for module in (outer, outer[0], outer[1])] == [False, True, False]
 
 
 def test_the_newest_task_seen_again_trains_what_it_owns_and_no_more() -> None:

@@ -140,7 +140,7 @@ def test_a_source_is_one_text() -> None:
     heads: dict[str, set[str]] = {}
     for item in published.shipped_rows()[0]:
         heads.setdefault(item.source, set()).add(re.split(r"[ ,:/]", item.paper.where)[0])
-    del heads["-"]
+    heads.pop("-", None)
     assert all(len(head) == 1 for head in heads.values()), heads
 
 
@@ -159,7 +159,8 @@ def test_a_source_is_one_text() -> None:
     ],
 )
 def test_patterns_name_rows_by_source_task_and_baseline(pattern: str, found: set[str]) -> None:
-    rows, _ = published.shipped_rows()
+    baselines = {"ewc", "finetune", "finetune_sgd", "independent"}
+    rows = [item for item in published.shipped_rows()[0] if item.experiment.baseline.name in baselines]
     assert {item.names[-1] for item in published.choose(rows, [pattern])} == found
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from clbench.records import RunRecord, Sharing, TaskShare, TensorUse
 from clbench.report import figures, sharing
 from clbench.report.build import build, check
-from clbench.report.figures_sharing import MAPS, ROWS, chosen_maps, overlap, together
+from clbench.report.figures_sharing import MAPS, ROWS, chosen_maps, overlap, together, write_labels
 from clbench.report.select import Block, select
 from clbench.report.style import looks, save
 from record_factory import make_record
@@ -130,6 +131,17 @@ def test_the_table_by_hand(tmp_path: Path) -> None:
     line = next(csv.DictReader(io.StringIO(sharing.csv_text(select(tmp_path).tasks[0]))))
     assert (line["baseline"], line["in_common.mean"], line["marginal_last_bytes.mean"]) == ("finetune", "0.9", "41")
     assert line["samples.mean"] == "625000"
+
+
+def test_baselines_recorded_without_sharing_are_named_under_the_ladder(tmp_path: Path) -> None:
+    ladder_of(tmp_path / "some", make_record(baseline="ewc"), make_record(baseline="lwf"))
+    ladder_of(tmp_path / "all")
+    found = {name: sharing.table(select(tmp_path / name).tasks[0]) for name in ("some", "all")}
+    said = "Left out, recorded without what their tasks share: "
+    assert found["some"] is not None
+    assert found["all"] is not None
+    assert [line for line in found["some"].caption if line.startswith(said)] == [f"{said}ewc, lwf."]
+    assert not [line for line in found["all"].caption if line.startswith(said)]
 
 
 def test_a_report_has_tables_and_figures_of_the_ladder_and_checks_them(tmp_path: Path) -> None:
@@ -254,6 +266,40 @@ def test_of_many_maps_those_that_differ_are_drawn_spread_over_the_ladder(tmp_pat
     assert f"the {ROWS} largest" in plots["sharing-map"].caption
     for name in ("sharing-ladder", "sharing-map"):
         save(plots[name], tmp_path / name)
+
+
+def test_a_maps_title_has_the_number_of_the_run_that_is_drawn(tmp_path: Path) -> None:
+    """Of er the runs have 50 and 70 % in common, 60 in the mean; drawn is seed 0."""
+    block = ladder_of(tmp_path)
+    plots = {plot.name: plot for plot in figures.plots(block, looks([group.label for group in block.groups]))}
+    titles = [axis.get_title() for axis in plots["sharing-map"].draw().axes]
+    assert "er: 50.0 % in common" in titles
+
+
+@pytest.mark.parametrize("at", [(0.5, 0.02), (0.5, 0.98), (0.02, 0.5), (0.98, 0.5)])
+def test_a_leader_is_grey_and_dotted_and_ends_at_its_text(at: tuple[float, float]) -> None:
+    """Marks all around a point of the panel push its label away; the line to it meets the label's edge, not its inside.
+
+    What looks like an interval is none: intervals are solid and have their baseline's colour.
+    """
+    figure = Figure((3, 3))
+    axis = figure.add_axes((0.05, 0.05, 0.9, 0.9))
+    axis.set(xlim=(0, 1), ylim=(0, 1))
+    x, y = at
+    turns, row = np.linspace(0, 2 * np.pi, 24), [(place, y) for place in np.linspace(0, 1, 30)]
+    around = [(x + far * np.cos(turn), y + far * np.sin(turn)) for far in (0.04, 0.08, 0.12) for turn in turns]
+    labels = write_labels(axis, {"somebody": at}, [at, *around, *row], [], looks(["somebody"]))
+    (box,) = labels.values()
+    (leader,) = axis.lines
+    assert (leader.get_color(), leader.get_linestyle()) == ("#888888", ":")
+    end = axis.transData.transform(np.asarray(leader.get_xydata())[-1]) / figure.dpi
+    inner = (box[0] + 0.005, box[1] + 0.005, box[2] - 0.005, box[3] - 0.005)
+    start = axis.transData.transform(at) / figure.dpi
+    for share in np.linspace(0, 1, 101):
+        place = start + share * (end - start)
+        assert not (inner[0] < place[0] < inner[2] and inner[1] < place[1] < inner[3])
+    assert box[0] - 0.01 <= end[0] <= box[2] + 0.01
+    assert box[1] - 0.01 <= end[1] <= box[3] + 0.01
 
 
 def test_labels_of_points_on_top_of_each_other_stand_together() -> None:

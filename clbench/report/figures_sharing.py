@@ -242,17 +242,23 @@ def write_labels(
     marks = [(x / dpi - 0.04, y / dpi - 0.03, x / dpi + 0.04, y / dpi + 0.03) for x, y in (place(p) for p in taken)]
     bars = [_between(place(start), place(end), dpi, limits) for start, end in lines]
     boxes: dict[str, Box] = {}
+    leaders: list[Box] = []
     inches = {label: (float(x) / dpi, float(y) / dpi) for label, (x, y) in ((k, place(p)) for k, p in points.items())}
     for labels in together(inches):
         (x, y), label = inches[labels[0]], ", ".join(labels[:2]) + (f" +{len(labels) - 2}" if len(labels) > 2 else "")
         colour = looks[labels[0]].colour if len(labels) == 1 else "#444444"
         width, occupied = _LETTER * len(label), [*marks, *boxes.values()]
-        found = _free(x, y, width, limits, [*occupied, *bars], 0.7) or _free(x, y, width, limits, occupied, 2.5)
+        found = (
+            _free(x, y, width, limits, [*occupied, *leaders, *bars], 0.7, crossed=boxes.values())
+            or _free(x, y, width, limits, [*occupied, *leaders], 2.5, crossed=boxes.values())
+            or _free(x, y, width, limits, occupied, 2.5)
+        )
         box, anchor = found or ((x, y, x + width, y + _LINE), (x, y))
         boxes[label] = box
         if math.dist(anchor, (x, y)) > 0.15:
+            leaders += _along((x, y), anchor)
             ends = axis.transData.inverted().transform([(x * dpi, y * dpi), (anchor[0] * dpi, anchor[1] * dpi)])
-            axis.plot(ends[:, 0], ends[:, 1], color=colour, linewidth=0.35, alpha=0.7, zorder=1)
+            axis.plot(ends[:, 0], ends[:, 1], color="#888888", linewidth=0.5, linestyle=":", zorder=1)
         middle = ((box[0] + box[2]) / 2 * dpi, (box[1] + box[3]) / 2 * dpi)
         at_x, at_y = axis.transData.inverted().transform(middle)
         axis.text(at_x, at_y, label, fontsize=_TYPE, color=colour, ha="center", va="center")
@@ -282,20 +288,33 @@ def _between(start: NDArray[Any], end: NDArray[Any], dpi: float, limits: Box) ->
 
 
 def _free(
-    x: float, y: float, width: float, limits: Box, taken: Sequence[Box], reach: float
+    x: float, y: float, width: float, limits: Box, taken: Sequence[Box], reach: float, crossed: Iterable[Box] = ()
 ) -> tuple[Box, Point] | None:
-    """Return the nearest place for a label of a width around (x, y), in, and the point of it that faces (x, y)."""
+    """Return the nearest place for a label of a width around (x, y), in, and the point of it that faces (x, y).
+
+    A line from there to (x, y) meets none of `crossed`.
+    """
+    others = list(crossed)
     for away in np.arange(0.06, reach, 0.04).tolist():
         for angle in (0, 180, 30, 150, -30, 210, 60, 120, -60, 240, 90, -90):
             dx, dy = float(np.cos(np.radians(angle))), float(np.sin(np.radians(angle)))
             anchor = (x + away * dx, y + away * dy)
             left = anchor[0] - (0 if dx > 0.2 else width if dx < -0.2 else width / 2)
-            low = anchor[1] - _LINE / 2 - (_LINE / 2 * dy if abs(dx) <= 0.9 else 0)
+            low = anchor[1] - _LINE / 2 + (math.copysign(_LINE / 2, dy) if abs(dx) <= 0.9 else 0)
             box = (left, low, left + width, low + _LINE)
             inside = box[0] > limits[0] and box[1] > limits[1] and box[2] < limits[2] and box[3] < limits[3]
             if inside and not any(overlap(box, other) for other in taken):
-                return box, anchor
+                line = _along((x, y), anchor)
+                if not any(overlap(step, other) for step in line for other in others):
+                    return box, anchor
     return None
+
+
+def _along(start: Point, end: Point) -> list[Box]:
+    """Return small boxes along a line, in."""
+    steps = max(2, math.ceil(math.dist(start, end) / 0.03))
+    places = np.linspace(start, end, steps).tolist()
+    return [(x - 0.01, y - 0.01, x + 0.01, y + 0.01) for x, y in places]
 
 
 def overlap(one: Box, other: Box) -> bool:
@@ -382,8 +401,8 @@ def _draw_maps(block: Block, drawn: Sequence[Known]) -> Figure:
         axis.vlines(np.arange(1.5, n), len(rows) - 0.5, -0.5, colors="white", linewidth=0.6)
         axis.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=5.5)
         axis.xaxis.set_major_locator(FixedLocator(list(range(1, n + 1, max(1, -(-n // 10))))))
-        common = IN_COMMON.over([run for run in group.runs if run.sharing is not None])
-        axis.set_title(f"{group.label}: {amount(common.mean, 'fraction') if common else '-'} % in common", pad=2)
+        common = "-" if found.in_common is None else amount(found.in_common, "fraction")
+        axis.set_title(f"{group.label}: {common} % in common", pad=2)
         axis.set_xlabel("task", labelpad=1)
         for spine in axis.spines.values():
             spine.set_visible(True)

@@ -21,7 +21,7 @@ APART = 1e-3
 """How far two shares lie apart, at least, to be different."""
 USED = (
     "A task uses what is read when it answers: a gate between 0 and 1 counts as open above one half, and fixed random "
-    "weights count too, though nothing in them was learned."
+    "weights count too, though nothing in them was learned. A head counts whole, closed units' weights in it included."
 )
 """For captions."""
 
@@ -94,6 +94,12 @@ def ladder(block: Block) -> list[Group]:
     return [group for _, group in found] if len(different) >= RUNGS else []
 
 
+def left_out(block: Block) -> list[str]:
+    """Return the labels that a block's ladder lacks: their runs were recorded without sharing; [] without a ladder."""
+    rungs = {group.label for group in ladder(block)}
+    return [group.label for group in block.groups if group.label not in rungs] if rungs else []
+
+
 def table(task: TaskBlocks) -> TextTable | None:
     """Return the ladder as a table, a section a block; None where no block has one."""
     sections = []
@@ -111,6 +117,9 @@ def table(task: TaskBlocks) -> TextTable | None:
         f"{'; '.join(measure.definition for measure in COLUMNS)}.",
         device_line(task),
     ]
+    out = dict.fromkeys(label for block in task.blocks for label in left_out(block))
+    if out:
+        sentences.append(f"Left out, recorded without what their tasks share: {', '.join(out)}.")
     if any(group.starred for block in task.blocks for group in ladder(block)):
         sentences.append("* departs from the protocol's training budget or model, see the notes.")
     return TextTable(

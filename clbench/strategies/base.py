@@ -113,6 +113,16 @@ class Strategy(SupervisedTemplate):
 
     # ------------------------------------------------------------------------------------------------ hooks of a method
 
+    def check_tasks(self, tasks: Sequence[int]) -> None:
+        """Refuse settings with which the net cannot hold so many tasks; asked before a run, of a strategy just built.
+
+        Args:
+            tasks: labels, in the order in which they will be seen first.
+
+        Raises:
+            UserError: there is no room for one of them.
+        """
+
     def before_task(self, experience: DatasetExperience) -> None:
         """Prepare for a task: its head is there, training has not begun."""
 

@@ -11,6 +11,7 @@ import dataclasses
 import inspect
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, get_args, get_type_hints
 
@@ -20,9 +21,12 @@ from pydantic import TypeAdapter, ValidationError
 from clbench.errors import UserError, nearest
 from clbench.imports import load_object
 from clbench.recipes import Experiment
-from clbench.specs import BaselineSpec
+from clbench.specs import BaselineSpec, Scenario
 from clbench.strategies.base import Setup, Strategy
 from clbench.strategies.foreign import Foreign
+
+_TYPE_TAG = re.compile(r"(int|float|str|bool|none|(list|dict|tuple|literal)\[.*\])")
+"""What pydantic puts into the place of a mistake in a union: the member that it tried."""
 
 _GIVEN_BY_THE_SUITE = {
     "self",
@@ -56,6 +60,16 @@ def find_class(baseline: BaselineSpec) -> type:
     return found
 
 
+def scenarios(baseline: BaselineSpec) -> frozenset[Scenario]:
+    """Return where a baseline is defined: where its recipe and its class say so."""
+    return _works_in(baseline, find_class(baseline))
+
+
+def _works_in(baseline: BaselineSpec, cls: type) -> frozenset[Scenario]:
+    told = frozenset(baseline.scenarios)
+    return told & cls.scenarios if issubclass(cls, Strategy) else told
+
+
 def check(experiment: Experiment) -> None:
     """Check that the strategy exists, takes its settings and is defined in the task's scenario; raises UserError."""
     _checked(experiment)
@@ -67,9 +81,7 @@ def _checked(experiment: Experiment) -> tuple[type, Any]:
     settings = _settings(cls, experiment)
     scenario = experiment.task.stream.scenario
     _recordable(experiment, settings)
-    works_in = set(experiment.baseline.scenarios)
-    if issubclass(cls, Strategy):
-        works_in &= cls.scenarios
+    works_in = _works_in(experiment.baseline, cls)
     if scenario not in works_in:
         raise UserError(
             f"baseline '{experiment.baseline.name}' is not defined in the {scenario}-incremental scenario of task "
@@ -163,12 +175,20 @@ def _validated(where: str, adapter: TypeAdapter[Any], value: Any, prefix: tuple[
         # From JSON pydantic is strict about types and still makes a dataclass of a table.
         return adapter.validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
-        lines = []
+        messages: dict[str, list[str]] = {}
+        given: dict[str, Any] = {}
         for item in error.errors():
-            name = ".".join(str(part) for part in (*prefix, *item["loc"]) if part not in ("int", "float", "str"))
-            message = item["msg"][0].lower() + item["msg"][1:]
-            lines.append(f"{where}: setting '{name}': {message} (got {item['input']!r})")
-        raise UserError(*dict.fromkeys(lines)) from None
+            name = ".".join(part for part in map(str, (*prefix, *item["loc"])) if not _TYPE_TAG.fullmatch(part))
+            messages.setdefault(name, []).append(item["msg"][0].lower() + item["msg"][1:])
+            given[name] = item["input"]
+        # Each member of a union finds a mistake of its own: the one deepest inside is meant.
+        raise UserError(
+            *(
+                f"{where}: setting '{name}': {', or '.join(dict.fromkeys(found))} (got {given[name]!r})"
+                for name, found in messages.items()
+                if not any(other.startswith(f"{name}.") for other in messages)
+            )
+        ) from None
 
 
 def foreign_parameters(cls: type) -> dict[str, inspect.Parameter]:

@@ -83,6 +83,6 @@ class Cloned(Cloning):
         if not isinstance(told, str):
             return list(told)
         if told not in RUNGS:
-            choice = f"it is {', '.join(RUNGS)}, or a list of parameters' names and patterns"
+            choice = f"It is {', '.join(RUNGS)}, or a list of parameters' names and patterns"
             raise UserError(f"strategy Cloned: setting 'share': no rung '{told}'.{nearest(told, RUNGS)} {choice}")
         return RUNGS[told](trunk)

@@ -118,16 +118,28 @@ class PackNet(Strategy):
         self.held = []
         self.end_task()
 
+    def check_tasks(self, tasks: Sequence[int]) -> None:
+        """Refuse a `prune` that leaves one of the tasks nothing: it follows from the sizes of the layers alone."""
+        for name, weight in matrices(self.net.trunk).items():
+            free = weight.numel()
+            for number, task in enumerate(tasks):
+                free -= self._kept(name, free, task, number)
+
     def count(self, name: str) -> int:
         """Return how many weights of matrix `name` the task in training is to keep. Raises UserError when none."""
         free = int((self.net.owners(name) == 0).sum())
-        size = free if self.config.allot == "free" else self.net.trunk.get_parameter(name).numel()
+        return self._kept(name, free, self.task_label, self.net.number(self.task_label))
+
+    def _kept(self, name: str, free: int, task: int, number: int) -> int:
+        """Return the same for a task, the `number`-th from 0 on, that finds so many weights free."""
+        every = self.net.trunk.get_parameter(name).numel()
+        size = free if self.config.allot == "free" else every
         kept: int = min(round((1 - self.config.prune) * size), free)
         if kept < 1:
             raise UserError(
-                f"strategy PackNet: prune {self.config.prune} leaves task {self.task_label} (number "
-                f"{self.net.number(self.task_label) + 1}) no weight of layer '{name}': {free} of "
-                f"{self.net.trunk.get_parameter(name).numel()} are free. Prune "
+                f"strategy PackNet: prune {self.config.prune} leaves task {task} (number "
+                f"{number + 1}) no weight of layer '{name}': {free} of "
+                f"{every} are free. Prune "
                 + ("less" if size == free and free else "more, so that earlier tasks leave some,")
                 + " or take a wider net"
             )

@@ -8,7 +8,8 @@ Three kinds, over all names of parameters and buffers, duplicates included:
                    bytes transposed, or as another type or shape
 
 What has no memory shares none: empty tensors, tensors on "meta", parameters not yet initialised, and absent ones
-(`bias=None`), which have no names either. Tensors that are not strided (sparse ones) are told apart as objects alone.
+(`bias=None`), which have no names either. Tensors without an address of their own are told apart as objects alone:
+sparse ones, wrappers around other tensors, fake ones, and those whose storage was freed.
 
 Exact to the element: intervals of addresses tell most pairs apart; where they cross, a map of the bytes decides, so
 that interleaved views (even and odd columns) are no overlap. An expanded tensor addresses what it repeats.
@@ -94,7 +95,7 @@ def views_of(named: Mapping[str, Tensor]) -> dict[View, list[str]]:
     """Return the different views of memory that tensors are, each with the names that see it so."""
     views: dict[View, list[str]] = {}
     for name, tensor in named.items():
-        if _has_memory(tensor) and tensor.layout == torch.strided:
+        if _has_memory(tensor) and tensor.layout == torch.strided and has_address(tensor):
             size, shape = tensor.element_size(), tuple(tensor.shape)
             dims = tuple((step * size, n) for step, n in zip(tensor.stride(), shape, strict=True) if n > 1)
             view = View(str(tensor.device), tensor.data_ptr(), dims, shape, tensor.dtype, size)
@@ -117,6 +118,15 @@ def _alias(kind: Kind, names: Iterable[str]) -> Alias:
 
 def _has_memory(tensor: Tensor) -> bool:
     return not (nn.parameter.is_lazy(tensor) or tensor.is_meta or tensor.numel() == 0)
+
+
+def has_address(tensor: Tensor) -> bool:
+    """Whether a strided tensor's elements lie where it says: not so of wrappers, fake tensors and freed storages."""
+    try:
+        storage = tensor.untyped_storage()
+        return storage.device == tensor.device and storage.nbytes() > 0 and tensor.data_ptr() != 0
+    except (NotImplementedError, RuntimeError):
+        return False
 
 
 def _meet(a: View, b: View) -> bool:

@@ -16,7 +16,7 @@ import copy
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, Literal, Self, TypeVar, cast
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from torch.func import functional_call
 from clbench.nets.heads import HeadedNet
 from clbench.nets.shared.aliases import overlaps, tensors_by_name, views_of
 from clbench.nets.shared.maps import LowRank
-from clbench.nets.shared.tasknet import TaskNet
+from clbench.nets.shared.tasknet import TaskNet, refuse_shared_modules
 
 Share = str | Iterable[str] | Callable[[str, Tensor], bool]
 """Which tensors: "all", "none", names, patterns ("layers.*.bias", where * also stands for dots), or what tells."""
@@ -89,7 +89,11 @@ def chosen(module: nn.Module, share: Share, kind: Literal["parameter", "buffer"]
     elif share == "none":
         found = set()
     else:
-        patterns = [share] if isinstance(share, str) else list(share)
+        patterns = [share] if isinstance(share, str) else list(share) if isinstance(share, Iterable) else [share]
+        for pattern in patterns:
+            if not isinstance(pattern, str):
+                kinds = f"'all', 'none', names, patterns or a function of name and {kind}"
+                raise ValueError(f"share is {kinds}; got {share!r}")
         found = {id(named[name]) for pattern in patterns for name in _fitting(module, pattern, named, kind)}
     return [name for name, tensor in named.items() if id(tensor) in found]
 
@@ -101,6 +105,10 @@ def _fitting(module: nn.Module, pattern: str, named: Mapping[str, Tensor], kind:
         return found
     modules = {name for name, _ in module.named_modules() if name}
     close = [f"{pattern}.*"] if pattern in modules else difflib.get_close_matches(pattern, named, n=1, cutoff=0.5)
+    if not close:
+        head, dot, last = pattern.rpartition(".")
+        words = difflib.get_close_matches(last, {name.rpartition(".")[2] for name in named}, n=1, cutoff=0.5)
+        close = [meant for word in words if any(fnmatchcase(name, meant := f"{head}{dot}{word}") for name in named)]
     hint = f" Did you mean '{close[0]}'?" if close else ""
     known = ", ".join(list(named)[:_LISTED]) + (f" and {len(named) - _LISTED} more" if len(named) > _LISTED else "")
     raise ValueError(f"no {kind} is named '{pattern}'.{hint} Known: {known or 'none'}")
@@ -158,13 +166,17 @@ class ClonedNet(TaskNet):
             at most min(n, m). 0 for none.
 
     Raises:
-        ValueError: as `clone_module`; adapters where no matrix is common.
+        ValueError: as `clone_module`; adapters where no matrix is common, or where one module has two places.
     """
+
+    replaces: ClassVar[bool] = False
 
     def __init__(
         self, new_net: Callable[[], HeadedNet], share: Share, seed: int, begins: Begins = "born", rank: int = 0
     ) -> None:
         super().__init__(new_net(), seed)
+        if rank:
+            refuse_shared_modules(self.trunk)
         self.new_net = new_net
         self.begins = begins
         self.rank = rank

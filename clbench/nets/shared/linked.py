@@ -7,6 +7,8 @@ that a parameter has one name, one place in the state dict and one optimiser sta
 A copy or a pickle of a net with links has links to its own sources, because both go by one memo. A copy of a link
 *alone* takes a copy of the source along, which no optimiser sees and no `.to()` moves: `check_links` finds such.
 
+Not supported: `nn.DataParallel`, whose replicas hold links to the original's layers; DistributedDataParallel has none.
+
 Why not `torch.nn.utils.parametrize`: it keeps the tensor that the layer was born with as its original, which a function
 that only looks at another layer never uses. It trains nothing, but is counted, decayed and saved.
 
@@ -90,12 +92,21 @@ class Link(Borrower):
 
     def _check(self, what: str, have: Any, fn: nn.Module, want: tuple[int, ...]) -> None:
         """Refuse a function that does not map the source's tensor to this layer's shape."""
+        if nn.parameter.is_lazy(have):
+            raise ValueError(f"{type(self).__name__}: the source's {what} is not there yet: run the source once before")
         said = f"{type(self).__name__}: the source's {what} is {tuple(have.shape)}, this layer's {want}"
+        given = have.detach().clone()
+        untouched = given._version
         try:
             with torch.no_grad():
-                found = fn.to(device=have.device, dtype=have.dtype)(have)
+                found = fn.to(device=have.device, dtype=have.dtype)(given)
         except (ValueError, RuntimeError, IndexError, TypeError) as error:
             raise ValueError(f"{said}, and {_called(fn)} does not map one to the other: {error}") from None
+        if given._version != untouched:
+            raise ValueError(f"{type(self).__name__}: {_called(fn)} changes the source's {what} in place")
+        if not isinstance(found, Tensor) or found.dtype != have.dtype:
+            kind = found.dtype if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(f"{said}, of {have.dtype}, and {_called(fn)} yields {kind}")
         if tuple(found.shape) != want:
             raise ValueError(f"{said}, and {_called(fn)} yields {tuple(found.shape)}")
 
@@ -171,18 +182,18 @@ class LinkedConv2d(Link):
     ) -> None:
         given_in = _given(in_channels, source, "in_channels")
         given_out = _given(out_channels, source, "out_channels")
-        height, width = _pair(_given(kernel_size, source, "kernel_size"))
+        height, width = _pair(_given(kernel_size, source, "kernel_size"), "kernel_size")
         given_groups = _given(groups, source, "groups")
-        if given_in % given_groups or given_out % given_groups:
+        if given_groups < 1 or given_in % given_groups or given_out % given_groups:
             raise ValueError(f"{given_groups} groups do not divide {given_in} and {given_out} channels")
         if (mode := getattr(source, "padding_mode", "zeros")) != "zeros":
             raise ValueError(f"a linked convolution pads with zeros; its source's padding_mode is {mode}")
         super().__init__(source, fn, bias_fn, (given_out, given_in // given_groups, height, width))
         self.in_channels, self.out_channels, self.kernel_size = given_in, given_out, (height, width)
-        self.stride = _pair(_given(stride, source, "stride"))
+        self.stride = _pair(_given(stride, source, "stride"), "stride")
         rim = _given(padding, source, "padding")
-        self.padding: tuple[int, int] | str = rim if isinstance(rim, str) else _pair(rim)
-        self.dilation = _pair(_given(dilation, source, "dilation"))
+        self.padding: tuple[int, int] | str = rim if isinstance(rim, str) else _pair(rim, "padding")
+        self.dilation = _pair(_given(dilation, source, "dilation"), "dilation")
         self.groups = given_groups
 
     def forward(self, x: Tensor) -> Tensor:
@@ -300,7 +311,9 @@ def _given(value: Any, source: nn.Module, name: str) -> Any:
     return getattr(source, name)
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+def _pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
+    if not isinstance(value, int) and len(value) != 2:
+        raise ValueError(f"a linked convolution has two dimensions; its {name} is {value}")
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 

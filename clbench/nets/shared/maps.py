@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from torch.nn import functional as F
 
 Function = Callable[[Tensor], Tensor]
 """From weight to weight."""
+
+Channels = Literal["crop", "mix"]
+"""How a resize changes units and inputs."""
 
 
 class Same(nn.Module):
@@ -132,8 +135,8 @@ class LowRank(nn.Module):
         if len(shape) < 2:
             raise ValueError(f"a low-rank correction is of a weight (out, in, ...), not of shape {tuple(shape)}")
         out, fan_in = shape[0], prod(shape[1:])
-        if not 1 <= rank <= min(out, fan_in):
-            raise ValueError(f"rank {rank}: of a weight {tuple(shape)} it is from 1 to {min(out, fan_in)}")
+        if not isinstance(rank, int) or not 1 <= rank <= min(out, fan_in):
+            raise ValueError(f"rank {rank!r}: of a weight {tuple(shape)} it is from 1 to {min(out, fan_in)}")
         bound = fan_in**-0.5  # Kaiming's uniform with a = sqrt 5
         self.up = nn.Parameter(torch.zeros(out, rank))
         self.down = nn.Parameter(torch.empty(rank, fan_in).uniform_(-bound, bound, generator=generator))
@@ -159,13 +162,15 @@ class Resize(nn.Module):
         channels: how units and inputs change.
 
     Raises:
-        ValueError: shapes of different kinds, or without elements.
+        ValueError: shapes of different kinds, or without elements, or another word for `channels`.
     """
 
-    def __init__(self, source: Sequence[int], shape: Sequence[int], channels: Literal["crop", "mix"] = "crop") -> None:
+    def __init__(self, source: Sequence[int], shape: Sequence[int], channels: Channels = "crop") -> None:
         super().__init__()
         if len(source) != len(shape) or len(shape) not in (1, 2, 4) or min(*source, *shape) < 1:
             raise ValueError(f"no weight of shape {tuple(source)} can be resized to {tuple(shape)}")
+        if channels not in get_args(Channels):
+            raise ValueError(f"channels are one of {', '.join(get_args(Channels))}; got {channels!r}")
         self.source, self.shape = tuple(source), tuple(shape)
         mixed = list(zip(source[:2], shape[:2], strict=True)) if channels == "mix" else []
         self.mix = nn.ParameterList(torch.eye(new, old) for old, new in mixed)

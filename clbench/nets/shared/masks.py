@@ -94,6 +94,8 @@ class TopMask:
     """
 
     def __init__(self, share: float) -> None:
+        if not 0 <= share <= 1:
+            raise ValueError(f"a share is from 0 to 1; got {share}")
         self.share = share
         self._cut: float | None = None
         self._drift = 0.0

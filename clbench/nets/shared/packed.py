@@ -98,12 +98,16 @@ class PackedNet(TaskNet):
         return self.number(task) >= len(self.parts) - 1
 
     def train(self, mode: bool = True) -> PackedNet:
-        """Switch between training and evaluation; statistics that several tasks share stay as they are."""
+        """Switch between training and evaluation; buffers that several tasks share stay as they are.
+
+        A module that has any, be it normalisation or a spectral norm's vectors, is in evaluation mode from the second
+        task on; those within it are not.
+        """
         super().train(mode)
         if self.small_of == "first" and len(self.parts) > 1:
             for module in self.trunk.modules():
-                if any(name == "running_mean" for name, _ in module.named_buffers(recurse=False)):
-                    module.eval()
+                if any(True for _ in module.buffers(recurse=False)):
+                    module.training = False
         return self
 
     # ---------------------------------------------------------------------------------------------------- who owns what

@@ -11,13 +11,14 @@ Letters: B batch, C classes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from clbench.nets.heads import HeadedNet, birth_seed, by_task
+from clbench.nets.shared.aliases import overlaps, views_of
 
 
 class TaskNet(HeadedNet):
@@ -28,12 +29,21 @@ class TaskNet(HeadedNet):
     Args:
         net: gives trunk and head.
         seed: of the parts' birth.
+
+    Raises:
+        ValueError: a module with tensors has two places in the trunk, which a functional call does not survive, or two
+            parameters see the same memory, where what is replaced in one does not reach the other.
     """
 
+    replaces: ClassVar[bool] = True
+    """Whether answers are given by a functional call, whatever the arguments."""
     parts: nn.ModuleDict
     """Task -> what it has for itself."""
 
     def __init__(self, net: HeadedNet, seed: int) -> None:
+        if self.replaces:
+            refuse_shared_modules(net.trunk)
+            refuse_views(net.trunk)
         super().__init__(net.trunk, net.head)
         self.seed = seed
         self.parts = nn.ModuleDict()
@@ -144,6 +154,38 @@ class Tensors(nn.Module):
 def _key(name: str) -> str:
     """Return a name that PyTorch lets a tensor have."""
     return name.replace(".", "/")
+
+
+def refuse_shared_modules(trunk: nn.Module) -> None:
+    """Refuse a module in two places: `functional_call` swaps its tensors twice, and puts the wrong ones back.
+
+    Raises:
+        ValueError: there is one that has parameters or buffers; both names are given.
+    """
+    first: dict[int, str] = {}
+    for name, module in trunk.named_modules(remove_duplicate=False):
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if own and first.setdefault(id(module), name) != name:
+            raise ValueError(
+                f"'{first[id(module)]}' and '{name}' of the {type(trunk).__name__} are one module, whose tensors "
+                "cannot be replaced for a task: give each place a layer of its own with the same parameters "
+                "(clbench.nets.shared.reuse.tie does)"
+            )
+
+
+def refuse_views(trunk: nn.Module) -> None:
+    """Refuse parameters that are not the same and see the same memory: training one moves the other unseen.
+
+    Raises:
+        ValueError: there are such; their names are given.
+    """
+    views = views_of(dict(trunk.named_parameters()))
+    for names in (*views.values(), *([views[a][0], views[b][0]] for a, b in overlaps(views))):
+        if len(names) > 1:
+            raise ValueError(
+                f"{', '.join(sorted(names))} of the {type(trunk).__name__} are views of the same memory, whose values "
+                "cannot be replaced for a task: make them one parameter, or copies"
+            )
 
 
 def matrices(trunk: nn.Module) -> dict[str, nn.Parameter]:
