@@ -414,6 +414,7 @@ def net_factory(experiment: Experiment, stream: Stream, seed: int) -> Callable[[
     scenario = experiment.task.stream.scenario
     settings = spec.model_dump(exclude={"kind", "class_head"})
     bias = bool(settings.get("bias", True))
+    init = str(settings.get("init", "torch"))
 
     def new_net() -> HeadedNet:
         with torch.random.fork_rng(devices=[]):
@@ -422,7 +423,7 @@ def net_factory(experiment: Experiment, stream: Stream, seed: int) -> Callable[[
                 trunk = load_object(spec.factory, ".", "model.factory")(stream.input_shape, **spec.settings)
             else:
                 trunk = build_trunk(spec.kind, stream.input_shape, **settings)
-            head = build_head(scenario, spec.class_head, trunk.out_features, stream.outputs, birth, bias)
+            head = build_head(scenario, spec.class_head, trunk.out_features, stream.outputs, birth, bias, init)
         return HeadedNet(trunk, head)
 
     try:

@@ -50,8 +50,9 @@ class _Stream(Spec):
     """Zero pixels added on every side before anything else; 2 makes 28x28 into 32x32."""
     normalise: Literal["unit", "dataset"] | Pixels = "unit"
     """unit: pixels / 255. dataset: then minus the data set's usual mean, by its deviation. Or own mean and std."""
-    augment: Literal["none", "crop_flip"] = "none"
-    """crop_flip: random crop after padding by 4, random horizontal flip; training only."""
+    augment: Literal["none", "crop", "crop_flip"] = "none"
+    """crop_flip: random crop after padding by 4, random horizontal flip; training only. crop: without the flip, and
+    padded with black, where crop_flip pads what is normalised already with zeros."""
     train_samples_per_task: int | None = Field(None, gt=0)
     """Training samples kept per task, drawn from the run's order seed; None keeps all."""
     test_samples_per_task: int | None = Field(None, gt=0)
@@ -170,6 +171,20 @@ class MLPModel(_Model):
     hidden: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)]
     bias: bool = True
     dropout: float = Field(0.0, ge=0, lt=1)
+    init: Literal["torch", "xavier"] = "torch"
+    """xavier: uniform by Glorot & Bengio 2010, biases zero; for nets with one head that is there from the start."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the key out where it changes nothing: recipes that never named it keep their hash."""
+        return {key: value for key, value in dump(self).items() if key != "init" or value != "torch"}
+
+
+class NormedMLPModel(_Model):
+    """Fully connected ReLU net with batch normalisation in the place of biases."""
+
+    kind: Literal["normed_mlp"]
+    hidden: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)]
 
 
 class ZenkeModel(_Model):
@@ -218,7 +233,8 @@ class OwnModel(_Model):
 
 
 ModelSpec = Annotated[
-    MLPModel | ZenkeModel | LeNetModel | ResNet18Model | ResNet32Model | OwnModel, Field(discriminator="kind")
+    MLPModel | NormedMLPModel | ZenkeModel | LeNetModel | ResNet18Model | ResNet32Model | OwnModel,
+    Field(discriminator="kind"),
 ]
 
 # ----------------------------------------------------------------------------------------------------------- training
@@ -241,6 +257,18 @@ class PlateauSchedule(Spec):
     min_lr: float = Field(gt=0)
 
 
+class RestartSchedule(Spec):
+    """Cosine cycles with warm restarts (Loshchilov & Hutter 2017, SGDR), each twice as long as the one before.
+
+    After `warmup` epochs at a tenth of the learning rate, cycles of 1, 2, 4, ... epochs; epoch e of a cycle of n has
+    min_lr + (lr - min_lr) (1 + cos(pi e / n)) / 2.
+    """
+
+    kind: Literal["restarts"]
+    min_lr: float = Field(ge=0)
+    warmup: int = Field(0, ge=0)
+
+
 class TrainSpec(Spec):
     """The training budget of one task: either `epochs` or `iterations`."""
 
@@ -260,7 +288,7 @@ class TrainSpec(Spec):
     grad_clip: float | None = Field(None, gt=0)
     """Clip the gradient's global L2 norm."""
     eval_batch_size: int = Field(500, gt=0)
-    schedule: Annotated[StepSchedule | PlateauSchedule, Field(discriminator="kind")] | None = None
+    schedule: Annotated[StepSchedule | PlateauSchedule | RestartSchedule, Field(discriminator="kind")] | None = None
 
     @model_validator(mode="after")
     def _one_budget(self) -> TrainSpec:

@@ -138,7 +138,7 @@ def make_stream(
                     numbering[raw[rows]].to(device),
                     label,
                     view,
-                    CropFlip() if spec.augment == "crop_flip" and part == "train" else None,
+                    _augmentation(spec, view) if part == "train" else None,
                 )
             )
     return Stream(
@@ -313,6 +313,13 @@ def _view(task: _Task, spec: PermutedStream | RotatedStream | SplitStream, devic
         None if mean is None else torch.tensor(mean, device=device).view(1, -1, 1, 1),
         None if std is None else torch.tensor(std, device=device).view(1, -1, 1, 1),
     )
+
+
+def _augmentation(spec: PermutedStream | RotatedStream | SplitStream, view: View) -> CropFlip | None:
+    if spec.augment != "crop":
+        return CropFlip() if spec.augment == "crop_flip" else None
+    black = () if view.mean is None or view.std is None else tuple((-view.mean / view.std).flatten().tolist())
+    return CropFlip(flip=False, border=black)
 
 
 def _normalisation(source: DataSet, how: str | Pixels) -> tuple[Sequence[float] | None, Sequence[float] | None]:

@@ -54,6 +54,10 @@ class View:
         """Turn (B, C, H, W) uint8 into (B, C, H', W') uint8: what a learner that keeps samples has to keep."""
         return images if self.pixels is None else self.pixels(images)
 
+    def normalises_like(self, other: View) -> bool:
+        """Return whether both turn pixels into the same input, pixel maps aside."""
+        return _same(self.mean, other.mean) and _same(self.std, other.std)
+
     def normalise(self, x: Tensor) -> Tensor:
         """Turn pixels in [0, 255], float32, into the network's input, in place."""
         x = x.div_(255)
@@ -64,13 +68,16 @@ class View:
 
 @dataclass(frozen=True)
 class CropFlip:
-    """Random crop after zero padding by `padding` pixels, then a random horizontal flip, per sample.
+    """Random crop after padding by `padding` pixels, then a random horizontal flip, per sample.
 
     Works on normalised input, so a padded pixel has the data set's mean. Protocols that crop before they normalise pad
-    with black instead.
+    with black instead: `border`.
     """
 
     padding: int = 4
+    flip: bool = True
+    border: tuple[float, ...] = ()
+    """What a padded pixel is, per channel; left out: zero."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Augment one sample (C, H, W)."""
@@ -81,10 +88,22 @@ class CropFlip:
         batch, channels, height, width = x.shape
         pad = self.padding
         offsets = torch.randint(0, 2 * pad + 1, (2, batch), generator=generator)
-        flip = torch.rand(batch, generator=generator) < 0.5
         rows = offsets[0][:, None] + torch.arange(height)
         columns = torch.arange(width).expand(batch, width)
-        columns = torch.where(flip[:, None], width - 1 - columns, columns) + offsets[1][:, None]
+        if self.flip:
+            turned = torch.rand(batch, generator=generator) < 0.5
+            columns = torch.where(turned[:, None], width - 1 - columns, columns)
+        columns = columns + offsets[1][:, None]
         pixel = rows[:, :, None] * (width + 2 * pad) + columns[:, None, :]
-        padded = torch.nn.functional.pad(x, (pad, pad, pad, pad)).view(batch, channels, -1)
-        return padded.gather(2, pixel.view(batch, 1, -1).to(x.device).expand(batch, channels, -1)).view_as(x)
+        padded = torch.nn.functional.pad(x, (pad, pad, pad, pad))
+        if self.border:
+            inside = torch.nn.functional.pad(torch.ones_like(x[:1, :1]), (pad, pad, pad, pad)).bool()
+            padded = torch.where(inside, padded, torch.tensor(self.border, device=x.device).view(1, -1, 1, 1))
+        source = pixel.view(batch, 1, -1).to(x.device).expand(batch, channels, -1)
+        return padded.view(batch, channels, -1).gather(2, source).view_as(x)
+
+
+def _same(left: Tensor | None, right: Tensor | None) -> bool:
+    if left is None or right is None:
+        return left is right
+    return torch.equal(left, right)

@@ -10,7 +10,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from clbench.loading import TensorTask
+from clbench.loading import Batch, TensorTask
 from clbench.nets import HeadedNet, MultiHead, SingleHead, Trunk, build_trunk
 from clbench.recipes import load_baseline, load_task, names, resolve
 from clbench.runner import net_factory
@@ -134,6 +134,15 @@ def headed(kind: str) -> HeadedNet:
     return net.eval()
 
 
+def gradient(strategy: Any, batch: Batch) -> Tensor:
+    """Return the gradient of the mean cross-entropy on a batch, (P,); zeros for parameters that have no part in it."""
+    parameters = list(strategy.model.parameters())
+    loss = nn.functional.cross_entropy(strategy.model(batch.x, batch.t), batch.y)
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    pairs = zip(parameters, found, strict=True)
+    return torch.cat([(torch.zeros_like(own) if slope is None else slope).flatten() for own, slope in pairs])
+
+
 # ------------------------------------------------------------------------------------------------ the shipped baselines
 
 
@@ -149,7 +158,7 @@ def is_own(baseline: str) -> bool:
 
 
 def needs(baseline: str, scenario: Scenario) -> dict[str, Any]:
-    """Return what a baseline needs on the small streams: DER a head that does not grow, others a weaker hold.
+    """Return what a baseline needs on the small streams: DER logits of all classes, others a weaker hold.
 
     The strengths of EWC's recipes are for real streams; under a high learning rate they diverge on these. MAS and GPM
     would let nothing move after a task that a few directions tell apart.
@@ -158,7 +167,7 @@ def needs(baseline: str, scenario: Scenario) -> dict[str, Any]:
         return {"lam": 100.0 if baseline == "ewc_batched" else 10.0}
     if baseline in ("mas", "gpm"):
         return {"lam": 0.01} if baseline == "mas" else {"threshold": 0.5}
-    return {"model.class_head": "fixed"} if baseline == "derpp" and scenario == "class" else {}
+    return {"model.class_head": "fixed"} if baseline.startswith("der") and scenario == "class" else {}
 
 
 EVERY = [(name, scenario) for name in names("baseline") for scenario in get_args(Scenario) if defined(name, scenario)]

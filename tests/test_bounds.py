@@ -78,6 +78,28 @@ def test_joint_without_restart_goes_on() -> None:
 
 
 @pytest.mark.parametrize("scenario", ["task", "domain"])
+def test_an_independent_net_may_begin_as_the_last_one(scenario: Scenario) -> None:
+    """What both nets have: all of it under one head, all but the head where every task has one. Then each goes alone.
+
+    The net it was copied from stays what it is.
+    """
+    strategy, stream = made(synthetic(scenario, n_tasks=2), "independent", begins="previous")
+    first, second = stream.benchmark.train_stream
+    strategy.train_task(first)
+    last = {name: value.clone() for name, value in strategy.model.state_dict().items()}
+    fresh = strategy.setup.new_net().state_dict()
+    strategy.begin_task(second)
+    begun = {name: value.clone() for name, value in strategy.model.state_dict().items()}
+    for name, value in begun.items():
+        own_head = scenario == "task" and name.startswith("head")
+        assert own_head or torch.equal(value, last[name])
+        assert own_head or not torch.equal(value, fresh[name])
+    strategy.train_task(second)
+    assert not torch.equal(weights(strategy), torch.cat([value.flatten() for value in begun.values()]))
+    assert all(torch.equal(value, last[name]) for name, value in strategy.nets[0].state_dict().items())
+
+
+@pytest.mark.parametrize("scenario", ["task", "domain"])
 def test_independent_nets_forget_nothing_at_all(scenario: Scenario) -> None:
     """Every column of the accuracy matrix is constant from its own task on, to the bit; the oracle finds the net."""
     strategy, stream = made(synthetic(scenario, n_tasks=3), "independent")

@@ -25,6 +25,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 SAME_CODE = {"den_no_expansion", "den_no_split", "dgr_distill", "er_500", "ewc_batched", "ewc_empirical"}
 SAME_CODE |= {"hypernet_sampled", "hypernet_small"}
+SAME_CODE |= {"agem_500", "der", "der_500", "derpp_500", "gdumb_small", "gem_500", "rehearsal_4400"}
 SAME_CODE |= {"cloned_trains", "linked_scale", "shared_trunk_half_frozen", "wsn_3", "wsn_5", "wsn_30", "wsn_50"}
 """Differ from others in settings that touch no state: seen once are enough."""
 DISTINCT = [pair for pair in OWN if pair[0] not in SAME_CODE]

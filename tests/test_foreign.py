@@ -14,8 +14,9 @@ from avalanche.training.plugins import EvaluationPlugin, RWalkPlugin
 
 from clbench.errors import UserError
 from clbench.loading import fast_loading
+from clbench.preflight import preflight
 from clbench.recipes import load_baseline, load_task, resolve
-from clbench.runner import preflight, run
+from clbench.runner import run
 from clbench.specs import BaselineSpec, Scenario
 from clbench.strategies.base import mean_loss, no_metrics
 from clbench.strategies.build import check, foreign_parameters, resolved_settings
@@ -231,11 +232,13 @@ def test_a_class_that_cannot_be_used_is_refused(strategy: str, says: str) -> Non
     assert says in refusal(strategy)
 
 
-def test_der_is_refused_where_its_class_gives_no_task_to_the_net() -> None:
+def test_a_class_is_refused_where_its_recipe_says_that_it_does_not_work() -> None:
+    """Avalanche's DER gives no task to the net."""
+    theirs = recipe("avalanche.training:DER", "theirs").model_copy(update={"scenarios": ["class", "domain"]})
     with pytest.raises(UserError) as caught:
-        run("synthetic_split", "derpp")
+        run("synthetic_split", theirs)
     assert caught.value.lines == (
-        "baseline 'derpp' is not defined in the task-incremental scenario of task 'synthetic_split'; it is in: class, "
+        "baseline 'theirs' is not defined in the task-incremental scenario of task 'synthetic_split'; it is in: class, "
         "domain",
     )
 

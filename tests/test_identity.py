@@ -17,7 +17,7 @@ from clbench.runner import run
 from clbench.specs import BaselineSpec
 from clbench.strategies.base import Strategy
 from record_factory import make_record
-from strategy_factory import AVALANCHES
+from strategy_factory import recipe
 
 CODE = """
 from dataclasses import dataclass
@@ -96,10 +96,19 @@ def test_runs_on_other_data_are_not_averaged_together() -> None:
     assert "stand apart" in task.notes[0]
 
 
-@pytest.mark.parametrize("baseline", [AVALANCHES, "gem", "agem"])
-def test_heads_belong_to_their_tasks_in_avalanches_strategies_too(baseline: str | BaselineSpec) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "settings"),
+    [
+        ("avalanche.training:LwF", {"alpha": 1.0, "temperature": 2.0}),
+        ("avalanche.training:GEM", {"patterns_per_exp": 8, "memory_strength": 0.5}),
+        ("avalanche.training:AGEM", {"patterns_per_exp": 8, "sample_size": 16}),
+    ],
+)
+def test_heads_belong_to_their_tasks_in_avalanches_strategies_too(strategy: str, settings: dict[str, Any]) -> None:
     """The same net on the same stream: as many parameters per task and shared as fine-tuning has."""
-    plain, theirs = (run("synthetic_split", name, 0).footprints[-1] for name in ("finetune", baseline))
+    plain, theirs = (
+        run("synthetic_split", baseline, 0).footprints[-1] for baseline in ("finetune", recipe(strategy, **settings))
+    )
     assert plain.parameters_per_task > 0
     assert (theirs.parameters_per_task, theirs.parameters_shared) == (
         plain.parameters_per_task, plain.parameters_shared

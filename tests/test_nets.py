@@ -13,7 +13,20 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import clbench.nets
-from clbench.nets import MLP, HeadedNet, LeNet, MultiHead, ResNet18, ResNet32, SingleHead, Trunk, ZenkeNet, build_trunk
+from clbench.nets import (
+    MLP,
+    HeadedNet,
+    LeNet,
+    MultiHead,
+    NormedMLP,
+    ResNet18,
+    ResNet32,
+    SingleHead,
+    Trunk,
+    ZenkeNet,
+    build_head,
+    build_trunk,
+)
 
 DIGITS, MNIST, CIFAR = (1, 8, 8), (1, 28, 28), (3, 32, 32)
 
@@ -133,6 +146,7 @@ def test_widths_are_settings() -> None:
 
 EVERY: list[tuple[str, dict[str, Any]]] = [
     ("mlp", {"hidden": [30, 20]}),
+    ("normed_mlp", {"hidden": [30, 20]}),
     ("zenke", {"channels": (4, 8), "hidden": 16}),
     ("lenet", {"channels": (4, 8), "hidden": (32, 16)}),
     ("resnet18", {"width": 4}),
@@ -187,8 +201,11 @@ def test_the_least_size_told_is_enough(kind: str, shape: tuple[int, int, int]) -
 
 
 def test_wrong_requests_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"unknown net 'mlpp'. Known: lenet, mlp, resnet18, resnet32, zenke"):
+    known = "lenet, mlp, normed_mlp, resnet18, resnet32, zenke"
+    with pytest.raises(ValueError, match=f"unknown net 'mlpp'. Known: {known}"):
         build_trunk("mlpp", MNIST)
+    with pytest.raises(ValueError, match="unknown initialisation 'glorot'"):
+        build_trunk("mlp", MNIST, hidden=[5], init="glorot")
     with pytest.raises(ValueError, match="at least one hidden layer"):
         build_trunk("mlp", MNIST, hidden=[])
     with pytest.raises(ValueError, match=r"input_shape is \(channels, height, width\)"):
@@ -198,6 +215,48 @@ def test_wrong_requests_are_refused() -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- functions
+
+
+def test_normed_mlp_400_400_has_475200_parameters() -> None:
+    """GDumb's net without its head: 784 * 400 + 400 * 400 weights, and 2 * (400 + 400) of batch normalisation."""
+    assert sum(parameter.numel() for parameter in NormedMLP(MNIST, [400, 400]).parameters()) == 475_200
+
+
+def test_a_normed_mlp_is_its_equation() -> None:
+    """ReLU of (x W' - mean) / sqrt(variance + 1e-5) scale + shift, twice; mean and biased variance of the batch."""
+    torch.manual_seed(0)
+    trunk = NormedMLP(DIGITS, [7, 5])
+    x = torch.rand(6, *DIGITS)
+    expected = x.flatten(1)
+    for layer, norm in zip(trunk.layers, trunk.norms, strict=True):
+        assert isinstance(norm, nn.BatchNorm1d)
+        assert isinstance(layer, nn.Linear)
+        with torch.no_grad():
+            norm.weight.uniform_(0.5, 2)
+            norm.bias.uniform_(-1, 1)
+        y = expected @ layer.weight.T
+        y = (y - y.mean(0)) / (y.var(0, correction=0) + 1e-5).sqrt() * norm.weight + norm.bias
+        expected = y.clamp(min=0)
+    torch.testing.assert_close(trunk(x), expected)
+
+
+def test_xavier_draws_within_the_bound_of_both_fans_and_zero_biases() -> None:
+    """Of 784 inputs and 100 outputs: uniform within sqrt(6 / 884) = 0.0824, a variance of 2 / 884. Head, too."""
+    torch.manual_seed(0)
+    outputs = [list(range(10))] * 3
+    head = build_head("domain", "growing", 100, outputs, 0, True, "xavier")
+    net = HeadedNet(MLP(MNIST, [100, 100], init="xavier"), head)
+    for layer, fans in zip([m for m in net.modules() if isinstance(m, nn.Linear)], (884, 200, 110), strict=True):
+        bound = (6 / fans) ** 0.5
+        assert 0.97 * bound < float(layer.weight.detach().abs().max()) <= bound
+        assert float(layer.weight.detach().var()) == pytest.approx(2 / fans, rel=0.1)
+        assert not bool(layer.bias.any())
+
+
+@pytest.mark.parametrize(("scenario", "class_head"), [("task", "growing"), ("class", "growing")])
+def test_xavier_is_refused_for_a_head_whose_outputs_are_born_later(scenario: str, class_head: str) -> None:
+    with pytest.raises(ValueError, match="init 'xavier' needs one head with all outputs"):
+        build_head(scenario, class_head, 5, [[0, 1], [2, 3]], 0, True, "xavier")
 
 
 def test_an_mlp_is_its_equation() -> None:

@@ -8,10 +8,10 @@ from clbench.errors import UserError
 from clbench.recipes import load_baseline, load_task, names, resolve
 from clbench.strategies.build import check
 
-UNDEFINED = {("independent", "class"), ("gpm", "class")}
-"""An own net per task cannot choose among all classes; GPM says nothing of outputs that are born later."""
-UNDEFINED |= {("derpp", "task"), ("derpp_500", "task"), ("derpp_500", "class")}
-"""Avalanche's DER gives no task to the net."""
+UNDEFINED = {("independent", "class"), ("gpm", "class"), ("icarl", "task"), ("icarl", "domain")}
+UNDEFINED |= {("gdumb", "domain"), ("gdumb_small", "domain"), ("der_500", "class"), ("derpp_500", "class")}
+"""An own net per task cannot choose among all classes; GPM says nothing of outputs that are born later; iCaRL and GDumb
+need new classes; some are for few tasks."""
 FAMILIES = ("expansion", "sharing", "hypernetwork")
 INFERS = {"hypernet", "hypernet_sampled", "hypernet_small", "hypernet_structured", "hypernet_lowrank"}
 TASK_ONLY = {name for name in names("baseline") if load_baseline(name).family in FAMILIES} - INFERS

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from clbench.specs import BaselineSpec, PlateauSchedule, StepSchedule, TrainSpec
+from clbench.specs import BaselineSpec, PlateauSchedule, RestartSchedule, StepSchedule, TrainSpec
 from clbench.strategies.base import new_optimizer
 from clbench.strategies.schedule import Schedule
 from strategy_factory import AVALANCHES, made, synthetic, weights
 
 
-def scheduled(schedule: StepSchedule | PlateauSchedule) -> tuple[Schedule, torch.optim.Optimizer]:
+def scheduled(schedule: StepSchedule | PlateauSchedule | RestartSchedule) -> tuple[Schedule, torch.optim.Optimizer]:
     train = TrainSpec(epochs=9, batch_size=1, optimizer="sgd", lr=0.8, schedule=schedule)
     optimizer = new_optimizer(train, nn.Linear(1, 1).parameters())
     return Schedule(train, optimizer), optimizer
@@ -42,6 +42,29 @@ def test_a_plateau_schedule_scales_after_its_patience_and_ends_below_its_least_r
     for loss in (5.0, 4.0, 4.0, 4.0, 3.0, 9.0, 9.0):
         seen.append((schedule.step(lambda loss=loss: loss), rate(optimizer)))  # type: ignore[misc]  # a default binds it
     assert seen == [(True, 0.8)] * 3 + [(True, 0.4)] * 3 + [(False, 0.2)]
+
+
+def test_restarts_anneal_by_cosines_over_cycles_that_double() -> None:
+    """0.8 / 10, then cycles of 1, 2, 4 epochs from 0.8 down to 0.2: 0.8; 0.8, 0.5; and 0.5 + 0.3 cos(pi k / 4)."""
+    schedule, optimizer = scheduled(RestartSchedule(kind="restarts", min_lr=0.2, warmup=1))
+    rates = []
+    for _ in range(9):
+        rates.append(rate(optimizer))
+        assert schedule.step(lambda: pytest.fail("cycles ask for no loss"))
+    half = 0.3 * 0.5**0.5
+    assert rates == pytest.approx([0.08, 0.8, 0.8, 0.5, 0.8, 0.5 + half, 0.5, 0.5 - half, 0.8])
+
+
+def test_restarts_are_torchs_own() -> None:
+    """SGDR as torch has it, T_0 = 1 and T_mult = 2, without the warm-up."""
+    schedule, optimizer = scheduled(RestartSchedule(kind="restarts", min_lr=0.01))
+    other = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.8)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(other, T_0=1, T_mult=2, eta_min=0.01)
+    for _ in range(40):
+        assert rate(optimizer) == pytest.approx(rate(other))
+        schedule.step(lambda: 0.0)
+        other.step()
+        theirs.step()
 
 
 @pytest.mark.parametrize("baseline", ["finetune", AVALANCHES])

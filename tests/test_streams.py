@@ -335,6 +335,14 @@ def test_only_training_samples_are_augmented() -> None:
     assert {task.augment for task in stream.validation + stream.test} == {None}
 
 
+def test_a_crop_is_padded_with_black_as_the_net_sees_it() -> None:
+    """A black pixel is 0 under unit pixels and (0 - 0.5) / 0.25 = -2 under that normalisation."""
+    for how, border in (("unit", ()), (Pixels(mean=[0.5], std=[0.25]), (-2.0,))):
+        stream = build(split(augment="crop", normalise=how))
+        assert [task.augment for task in stream.train] == [CropFlip(flip=False, border=border)] * 2
+        assert {task.augment for task in stream.test} == {None}
+
+
 def test_pixels_are_normalised_as_the_recipe_says() -> None:
     """Unit: pixels / 255. Data set: minus its mean, by its deviation. Own numbers: the same with these."""
     index, plain = torch.arange(5), DIGITS.x_train[:5].float() / 255

@@ -102,6 +102,17 @@ def test_a_batch_is_cropped_and_flipped_as_one_by_one(shape: tuple[int, ...], pa
     assert torch.equal(batched, crop_and_flip(x, padding, torch.Generator().manual_seed(2)))
 
 
+def test_a_crop_without_flips_draws_offsets_alone_and_pads_with_its_border() -> None:
+    """Two channels with borders -1 and -2; the reference shifts the image by its border, pads zeros, shifts back."""
+    x = torch.rand(40, 2, 5, 4, generator=torch.Generator().manual_seed(1))
+    found = CropFlip(2, flip=False, border=(-1.0, -2.0)).batch(x, torch.Generator().manual_seed(2))
+    offsets = torch.randint(0, 5, (2, 40), generator=torch.Generator().manual_seed(2)).T.tolist()
+    border = torch.tensor([-1.0, -2.0]).view(2, 1, 1)
+    for sample, crop, (row, column) in zip(x, found, offsets, strict=True):
+        padded = torch.nn.functional.pad(sample - border, (2, 2, 2, 2)) + border
+        torch.testing.assert_close(crop, padded[:, row : row + 5, column : column + 4])
+
+
 def test_one_sample_is_a_batch_of_one() -> None:
     x = torch.rand(3, 8, 8)
     torch.manual_seed(3)

@@ -14,6 +14,7 @@ from clbench.nets.heads import HeadedNet as HeadedNet
 from clbench.nets.heads import MultiHead as MultiHead
 from clbench.nets.heads import SingleHead as SingleHead
 from clbench.nets.mlp import MLP as MLP
+from clbench.nets.mlp import NormedMLP as NormedMLP
 from clbench.nets.resnet import ResNet18 as ResNet18
 from clbench.nets.resnet import ResNet32 as ResNet32
 from clbench.nets.trunk import ChainTrunk as ChainTrunk

@@ -7,12 +7,13 @@ from typing import Any
 
 from clbench.nets.convnet import LeNet, ZenkeNet
 from clbench.nets.heads import GrowingHead, Head, MultiHead, SingleHead
-from clbench.nets.mlp import MLP
+from clbench.nets.mlp import MLP, NormedMLP, draw_xavier
 from clbench.nets.resnet import ResNet18, ResNet32
 from clbench.nets.trunk import Trunk
 
 TRUNKS: dict[str, Callable[..., Trunk]] = {
     "mlp": MLP,
+    "normed_mlp": NormedMLP,
     "zenke": ZenkeNet,
     "lenet": LeNet,
     "resnet18": ResNet18,
@@ -42,7 +43,13 @@ def build_trunk(kind: str, input_shape: Sequence[int], **settings: Any) -> Trunk
 
 
 def build_head(
-    scenario: str, class_head: str, in_features: int, outputs: Sequence[Sequence[int]], init_seed: int, bias: bool
+    scenario: str,
+    class_head: str,
+    in_features: int,
+    outputs: Sequence[Sequence[int]],
+    init_seed: int,
+    bias: bool,
+    init: str = "torch",
 ) -> Head:
     """Return the head a scenario asks for.
 
@@ -53,10 +60,20 @@ def build_head(
         outputs: per task, the labels it uses.
         init_seed: of outputs that are born later.
         bias: whether outputs have a bias.
+        init: "torch", or "xavier" as an MLP has it.
+
+    Raises:
+        ValueError: "xavier" for a head whose outputs are born later: it depends on how many there are.
     """
     n_outputs = 1 + max(max(labels) for labels in outputs)
+    later = scenario == "task" or (scenario == "class" and class_head == "growing")
+    if later and init != "torch":
+        raise ValueError(f"init '{init}' needs one head with all outputs: domain-incremental, or class_head = 'fixed'")
     if scenario == "task":
         return MultiHead(in_features, init_seed, bias, {task: 1 + max(labels) for task, labels in enumerate(outputs)})
-    if scenario == "class" and class_head == "growing":
+    if later:
         return GrowingHead(in_features, init_seed, bias, n_outputs)
-    return SingleHead(in_features, n_outputs, bias)
+    head = SingleHead(in_features, n_outputs, bias)
+    if init == "xavier":
+        draw_xavier(head)
+    return head

@@ -1,6 +1,7 @@
 """One network per task: no sharing, no forgetting, a full network's parameters for every task.
 
-Paper      none; "STL" (single-task learning), "separate networks" or "independent" elsewhere.
+Paper      none; "STL" (single-task learning), "separate networks" or "independent" elsewhere. Lopez-Paz & Ranzato 2017
+           let a net begin as the one trained last, of another task (`begins`).
 Departs    nothing. In the domain-incremental scenario it is told the task it answers for, which the scenario forbids
            to others: an oracle, as in Lopez-Paz & Ranzato 2017.
 Stores     T networks.
@@ -9,8 +10,8 @@ Stores     T networks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 from avalanche.benchmarks.scenarios import DatasetExperience
 from torch import Tensor, nn
@@ -26,11 +27,18 @@ from clbench.strategies.evaluation import Evaluation
 class Independent(Strategy):
     """A freshly initialised net for every task; a task seen again goes on with its own."""
 
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Settings of independent nets."""
+
+        begins: Literal["fresh", "previous"] = "fresh"
+        """previous: a new net begins as the one trained last; a head of its own begins fresh all the same."""
+
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"task", "domain"})
     stores: ClassVar[tuple[str, ...]] = ("nets", "current")
     answers_with: ClassVar[frozenset[str]] = frozenset({"nets"})
 
-    def __init__(self, *, setup: Setup, config: Any) -> None:
+    def __init__(self, *, setup: Setup, config: Config) -> None:
         super().__init__(setup=setup, config=config)
         self.nets: dict[int, nn.Module] = {}
         """Task to net."""
@@ -41,9 +49,13 @@ class Independent(Strategy):
 
     def begin_task(self, experience: DatasetExperience) -> None:
         """Turn to the task's own net."""
-        self.current = task_index(experience)
+        last, self.current = self.nets.get(self.current), task_index(experience)
         if self.current not in self.nets:
-            self.nets[self.current] = self.setup.new_net().to(self.device)
+            net = self.setup.new_net().to(self.device)
+            if last is not None and self.config.begins == "previous":
+                common = net.state_dict().keys() & last.state_dict().keys()
+                net.load_state_dict({name: last.state_dict()[name] for name in common}, strict=False)
+            self.nets[self.current] = net
         self.model = self.nets[self.current]
         self.optimizer = new_optimizer(self.setup.train, self.model.parameters())
         super().begin_task(experience)
