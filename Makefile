@@ -31,10 +31,12 @@ lint: install
 	$(BIN)/clbench check
 	$(BIN)/clbench report --check --readme README.md
 
-# Ratios, measured side by side in one process: against stock Avalanche and a bare training loop; of shared weights.
+# Ratios, measured side by side in one process: against stock Avalanche and a bare training loop; of shared weights;
+# of generated weights.
 bench: install
 	$(BIN)/python -m benchmarks.loading
 	$(BIN)/python -m benchmarks.sharing
+	$(BIN)/python -m benchmarks.hypernet
 
 report: install
 	$(BIN)/clbench report --readme README.md

@@ -22,7 +22,6 @@ against `classes`, and for fine-tuning to the ceiling.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -42,6 +41,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.stock import Stock, permuted_classes, split_classes, tensors
+from benchmarks.tables import columns, options
 from benchmarks.timing import machine, ratios, seconds, spread
 from clbench import data
 from clbench.environment import choose_device
@@ -274,19 +274,12 @@ def table(found: Mapping[str, Sides], bar: float) -> str:
             compared = method == "finetune" and side != "ceiling"
             ceilings = spread(mine.train, sides["ceiling"].train) if compared else ""
             lines.append([method, side, *train, *evaluate, ceilings, verdict(method, side, sides, bar)])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
-    return "\n".join("  ".join(line).rstrip() for line in padded)
+    return columns(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loading", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few steps, two turns: to see that it runs")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
-    parser.add_argument("--repeats", type=int, default=None, help="turns (default 7; 2 with --quick)")
-    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the seconds of all turns there")
-    chosen = parser.parse_args(arguments)
+    chosen = options("loading", __doc__, 7).parse_args(arguments)
     device = choose_device(chosen.device)
     repeats = chosen.repeats or (2 if chosen.quick else 7)
     torch.set_num_threads(1)

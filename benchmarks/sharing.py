@@ -16,12 +16,11 @@ Each method runs with its recipe's settings for the protocol; batch, net and opt
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,8 @@ import torch
 from torch import nn
 
 from benchmarks.loading import images
-from benchmarks.timing import machine, ratios, seconds, spread
+from benchmarks.tables import options, table
+from benchmarks.timing import machine, seconds
 from clbench.environment import choose_device
 from clbench.loading import Batch
 from clbench.nets.shared.linked import Link, LinkedConv2d, LinkedLinear
@@ -164,27 +164,9 @@ def time_masks(protocol: Protocol, repeats: int, device: torch.device) -> Second
 # ----------------------------------------------------------------------------------------------------------- the tables
 
 
-def table(found: Mapping[str, Sequence[float]], per: int, bar: float, judged: Callable[[str], bool]) -> str:
-    """Return the sides as plain text: microseconds of a step, ratio to the first, and whether it meets its bar."""
-    base, *_ = found
-    lines = [["side", "us", f"in {base}", "bar"]]
-    for name, took in found.items():
-        ratio = statistics.median(ratios(took, found[base]))
-        verdict = f"{'met' if ratio <= bar else 'MISSED'} ({bar:.2f})" if judged(name) else ""
-        lines.append([name, f"{1e6 * statistics.median(took) / per:.0f}", spread(took, found[base]), verdict])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
-    return "\n".join("  ".join(line).rstrip() for line in padded)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sharing", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few steps, two turns: to see that it runs")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
-    parser.add_argument("--repeats", type=int, default=None, help="turns (default 9; 2 with --quick)")
-    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the seconds of all turns there")
-    chosen = parser.parse_args(arguments)
+    chosen = options("sharing", __doc__, 9).parse_args(arguments)
     device = choose_device(chosen.device)
     repeats = chosen.repeats or (2 if chosen.quick else 9)
     torch.set_num_threads(1)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+
+Seconds = dict[str, list[float]]
+"""What each side took, by turn."""
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -29,10 +32,28 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
     return [one / other for one, other in zip(above, below, strict=True)]
 
 
-def spread(above: Sequence[float], below: Sequence[float]) -> str:
+def spread(above: Sequence[float], below: Sequence[float], digits: int = 2) -> str:
     """Return median and range of the ratios, and the ratio of the fastest turns."""
     found = ratios(above, below)
-    return f"{statistics.median(found):5.2f} ({min(found):.2f}-{max(found):.2f}) | {min(above) / min(below):.2f}"
+    middle, least, most = (f"{value:.{digits}f}" for value in (statistics.median(found), min(found), max(found)))
+    return f"{middle:>5} ({least}-{most}) | {min(above) / min(below):.{digits}f}"
+
+
+def take_turns(sides: Mapping[str, Callable[[], float]], repeats: int) -> Seconds:
+    """Return what each side took, by turn; a first turn, cold, is thrown away.
+
+    Args:
+        sides: by name, each to be run once a turn; returns the seconds it took. Every other turn runs the other way
+            round: coming first or last gains nothing.
+        repeats: turns.
+    """
+    found: Seconds = {name: [] for name in sides}
+    for turn in range(repeats + 1):
+        for name in list(sides) if turn % 2 else list(sides)[::-1]:
+            took = sides[name]()
+            if turn:
+                found[name].append(took)
+    return found
 
 
 def machine(device: torch.device) -> str:

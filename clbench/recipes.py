@@ -19,16 +19,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from clbench.errors import UserError, nearest, unknown
-from clbench.specs import (
-    BaselineSpec,
-    ModelSpec,
-    OnTask,
-    PublishedRow,
-    Spec,
-    TaskSpec,
-    TrainSpec,
-    content_hash,
-)
+from clbench.published_row import PublishedRow
+from clbench.spec import Spec, content_hash
+from clbench.specs import BaselineSpec, ModelSpec, OnTask, TaskSpec, TrainSpec
 
 _S = TypeVar("_S", bound=Spec)
 _M = TypeVar("_M", bound=BaseModel)

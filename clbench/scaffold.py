@@ -124,7 +124,8 @@ def _copied(source: str) -> tuple[str, str]:
     module, _, class_name = baseline.strategy.partition(":")
     own = [name for name in recipes.names("baseline") if _is_own(recipes.load_baseline(name).strategy)]
     if not _is_own(baseline.strategy):
-        raise UserError(f"--from {source}: it is Avalanche's; {unknown('baseline of the suite', source, own)}")
+        nearest = unknown("baseline of the suite", source, own)
+        raise UserError(f"--from {source}: its class is not the suite's own; {nearest}")
     file = Path(__file__).parent / "strategies" / f"{module.rpartition('.')[2]}.py"
     # Not within an address, such as that of the authors' code.
     code = re.sub(rf"(?<![\w/-]){class_name}(?![\w/-])", "__CLASS__", file.read_text())

@@ -8,11 +8,7 @@ Letters: T tasks, C classes.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -24,13 +20,10 @@ from pydantic import (
     model_validator,
 )
 
+from clbench.published_row import PublishedRow
+from clbench.spec import Spec, content_hash
+
 Scenario = Literal["task", "domain", "class"]
-
-
-class Spec(BaseModel):
-    """Base of everything a recipe says: unknown keys are errors, values never change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 # ------------------------------------------------------------------------------------------------------------ streams
@@ -362,54 +355,6 @@ Grid = dict[str, Annotated[Any, BeforeValidator(values_to_try)]]
 """Setting to the values that `clbench tune` tries; `train` and `model` to tables of such lists."""
 
 
-class PublishedRow(Spec):
-    """One number as a paper (or its authors' code) states it."""
-
-    source: str = ""
-    """Short name of where it stands, such as vandeven2018: rows of one source are reproduced and shown together."""
-    metric: str
-    """A name of `clbench list metrics`."""
-    value: float
-    """In the metric's own unit: fractions, not percent."""
-    spread: float | None = Field(None, ge=0)
-    spread_kind: Literal["std", "sem"] | None = None
-    n: int | None = Field(None, gt=0)
-    """Runs behind the value; None where the source does not say, which counts as one run."""
-    where: str
-    """Paper and table, or repository and file."""
-    verified: Literal["V-repo", "V-text", "V-cite", "V-issue", "V-calc"]
-    """How the number was read; an unverified one has no place here."""
-    differs: str = ""
-    """What differs between the source's protocol and ours; empty when nothing known does."""
-    not_comparable: str = ""
-    """The difference that decides, in words: both numbers are shown, and no verdict is passed."""
-    margin: float | None = Field(None, gt=0)
-    """How far apart two means may lie and still be the same, in the metric's unit; None leaves it to the rule of
-    `clbench.report.published.margin_of`. Set before our runs are looked at."""
-    margin_reason: str = ""
-    finding: str = ""
-    """Our explanation of a miss, printed beside the verdict."""
-
-    @model_validator(mode="after")
-    def _complete(self) -> PublishedRow:
-        if not re.fullmatch(r"([a-z][a-z0-9_]*)?", self.source):
-            raise ValueError("source is a short name in small letters, such as vandeven2018")
-        if (self.spread is None) != (self.spread_kind is None):
-            raise ValueError("spread and spread_kind go together")
-        if self.spread is not None and (self.n or 0) < 2:
-            raise ValueError("a spread needs n, the number of runs behind it, 2 or more")
-        if (self.margin is None) != (not self.margin_reason):
-            raise ValueError("margin and margin_reason go together")
-        return self
-
-    @property
-    def std(self) -> float | None:
-        """Standard deviation over the source's runs, a standard error times sqrt(n); None where none is stated."""
-        if self.spread is None or self.n is None:
-            return None
-        return self.spread * math.sqrt(self.n) if self.spread_kind == "sem" else self.spread
-
-
 class OnTask(BaseModel):
     """What a baseline does on one task; every key that is not listed here is a setting of the strategy."""
 
@@ -442,7 +387,7 @@ class BaselineSpec(Spec):
     """Groups the tables: bounds, regularisation, replay, expansion, sharing, hypernetwork, ..."""
     paper: str
     note: str = ""
-    scenarios: list[Scenario] = ["task", "domain", "class"]
+    scenarios: list[Scenario] = Field(default_factory=lambda: list(get_args(Scenario)))
     """Where the method works; for classes that cannot say so themselves."""
     extends: str | None = None
     """A baseline whose every key this one takes over unless it sets it."""
@@ -455,22 +400,3 @@ class BaselineSpec(Spec):
     name: str = ""
     folder: str = ""
     """Of the recipe: where `file.py:Class` is looked up."""
-
-
-# ------------------------------------------------------------------------------------------------------------- hashes
-
-
-def content_hash(value: Any) -> str:
-    """Return 12 hex digits that depend on the content alone: 400 and 400.0 agree, the order of keys is nothing."""
-    text = json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _canonical(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _canonical(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_canonical(item) for item in value]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value

@@ -116,6 +116,7 @@ def weights(strategy: Any) -> Tensor:
 
 _SMALL: dict[str, dict[str, Any]] = {
     "mlp": {"hidden": [9, 7]},
+    "normed_mlp": {"hidden": [9, 7]},
     "zenke": {"channels": (3, 4), "hidden": 8},
     "lenet": {"channels": (3, 4), "hidden": (6, 5)},
     "resnet18": {"width": 4},

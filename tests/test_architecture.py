@@ -12,14 +12,16 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "clbench"
 
-PLAIN = {"errors", "seeds", "specs"}
+PLAIN = {"errors", "published_row", "seeds", "spec", "specs"}
 """Needed by anyone, needing nothing of ours but each other."""
 
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
     "seeds": set(),
-    "specs": set(),
+    "spec": set(),
+    "published_row": {"spec"},
+    "specs": {"published_row", "spec"},
     "imports": {"errors"},
     "recipes": PLAIN,
     "tuning": PLAIN | {"recipes"},

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from clbench import cli, recipes
+from clbench.published_row import PublishedRow
 from clbench.report import published
-from clbench.specs import PublishedRow
 
 
 def call(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -76,7 +76,6 @@ def test_run_then_report_then_check(capsys: pytest.CaptureFixture[str]) -> None:
         ("report", "results/runs"),
         ("new strategy 1st", "must be a Python name"),
         ("new strategy ewc", "a shipped baseline has that name"),
-        ("new strategy mine --from gem", "Avalanche's"),
         ("data prepare mnits", "Did you mean 'mnist'?"),
         ("data import mnist nothing.npz", "nothing.npz"),
     ],
@@ -90,6 +89,18 @@ def test_a_mistake_gets_a_clear_line_and_writes_nothing(
     assert "Traceback" not in err
     assert all(text.startswith("clbench:") for text in err.splitlines())
     assert not list(Path().iterdir())
+
+
+def test_a_class_of_another_library_is_not_copied(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    theirs = tmp_path / "mas.toml"
+    theirs.write_text(
+        'schema = 1\ntitle = "MAS"\nstrategy = "avalanche.training:MAS"\nfamily = "regularisation"\npaper = "-"\n',
+        encoding="utf-8",
+    )
+    code, _, err = call(f"new strategy mine --from {theirs}", capsys)
+    assert code == 2
+    assert "its class is not the suite's own" in err
+    assert [path.name for path in Path().iterdir()] in ([], ["mas.toml"])
 
 
 def test_reproduce_runs_what_is_missing_and_says_what_became_of_it(

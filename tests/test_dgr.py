@@ -35,7 +35,9 @@ def after(
     strategy.train(list(stream.benchmark.train_stream)[:tasks])
     strategy.begin_task(stream.benchmark.train_stream[tasks])
     strategy.before_task(stream.benchmark.train_stream[tasks])
-    return strategy, stream, next(iter(ResidentLoader([stream.train[tasks]], 16)))
+    batch = next(iter(ResidentLoader([stream.train[tasks]], 16)))
+    strategy.train_step(batch)  # so that the net is no longer what the past net is
+    return strategy, stream, batch
 
 
 def dreamt(strategy: DGR) -> Tensor:

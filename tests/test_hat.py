@@ -132,14 +132,17 @@ def test_compensation_stays_finite_because_its_argument_is_held_at_fifty() -> No
 
 
 def test_the_regulariser_is_the_share_of_unused_units_that_open() -> None:
-    """Equation 7. Gates 1, 0.5, 0.25; used before 1, 0.5, 0: (0.25 + 0.25) / (0.5 + 1) = 1/3; before any, 1.75/3."""
-    strategy = tiny((3,), lam=1.0)
+    """Equation 7. Gates 1, 0.5, 0.25; used before 1, 0.5, 0: (0.25 + 0.25) / (0.5 + 1) = 1/3; before any, 1.75/3.
+
+    The penalty is lam, 2, times that.
+    """
+    strategy = tiny((3,), lam=2.0)
     gates = torch.tensor([1.0, 0.5, 0.25], dtype=torch.float64)
-    assert float(strategy.opened(gates)) == pytest.approx(1.75 / 3)
+    assert float(strategy.penalty(gates)) == pytest.approx(1.75 / 3 * 2)
     strategy.spare(torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64))
-    assert float(strategy.opened(gates)) == pytest.approx(1 / 3)
+    assert float(strategy.penalty(gates)) == pytest.approx(1 / 3 * 2)
     strategy.spare(torch.ones(3, dtype=torch.float64))
-    assert float(strategy.opened(gates)) == 0.0, "nothing is unused"
+    assert float(strategy.penalty(gates)) == 0.0, "nothing is unused"
 
 
 def test_the_embeddings_step_is_compensated_and_held_within_six() -> None:

@@ -506,3 +506,42 @@ def test_a_generator_depends_on_its_seed_alone() -> None:
     assert one(e).equal(same(e))
     assert not one(e).equal(other(e))
     assert copy.deepcopy(one)(e).equal(one(e))
+
+
+@pytest.mark.parametrize("init", ["torch", "plain"])
+def test_embeddings_of_chunks_are_drawn_first_then_the_body_what_measures_it_and_the_head(init: Any) -> None:
+    """All from one generator of numbers, by hand.
+
+    Weights are uniform within sqrt(3 v), v = 2 / fan-in in the body and 1 / 12 / |x|^2 in the head, with the mean of
+    |x|^2 over 64 embeddings drawn; or, plainly, within 1 / sqrt(fan-in), with nothing to measure.
+    """
+    trunk = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))  # 12 weights and 3 biases of fan-in 4; 6 of the norm
+    target = Target(trunk)
+    generator = Chunked(target, 2, 5, 3, (7,), init=init, seed=11)
+    chance = torch.Generator().manual_seed(11)
+
+    def uniform(bound: float, *shape: int) -> Tensor:
+        return torch.empty(shape).uniform_(-1, 1, generator=chance) * bound
+
+    chunks = torch.randn(5, 3, generator=chance)  # 21 weights in chunks of 5
+    bound = math.sqrt(1 / 5 if init == "plain" else 3 * 2 / 5)
+    first, beside = uniform(bound, 7, 2), uniform(bound, 7, 3)
+    bias = uniform(bound, 7) if init == "plain" else torch.zeros(7)
+    if init == "plain":
+        bound = math.sqrt(1 / 7)
+    else:
+        sizes = []
+        for i in range(64):
+            e, _ = torch.randn(2, generator=chance), torch.randn(1, 3, generator=chance)
+            sizes.append(F.relu(first @ e + beside @ chunks[i % 5]).square().sum())
+        bound = math.sqrt(3 * (1 / 12) / float(torch.stack(sizes).mean()))
+    last = uniform(bound, 5, 7)
+    wanted = {
+        "chunk_embeddings": chunks, "body.layers.0.weight": first, "body.layers.0.weight_beside": beside,
+        "body.layers.0.bias": bias, "head.weight": last,
+        "head.bias": uniform(bound, 5) if init == "plain" else torch.zeros(5),
+    }  # fmt: skip
+    found = generator.state_dict()
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=0)

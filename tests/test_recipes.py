@@ -13,7 +13,8 @@ from clbench import recipes
 from clbench.errors import UserError
 from clbench.recipes import load_baseline, load_task, names, resolve, shipped
 from clbench.report.measures import MEASURES
-from clbench.specs import BaselineSpec, LeNetModel, TaskSpec, content_hash, datasets_of
+from clbench.spec import content_hash
+from clbench.specs import BaselineSpec, LeNetModel, TaskSpec, datasets_of
 
 TASK = """
 schema = 1

@@ -14,13 +14,14 @@ from itertools import groupby
 
 from clbench import recipes
 from clbench.errors import UserError, nearest, unknown
+from clbench.published_row import PublishedRow
 from clbench.recipes import Experiment
 from clbench.records import RunRecord
 from clbench.report.measures import EMPTY, MEASURES, Measure
 from clbench.report.select import conditions
 from clbench.report.stats import Estimate, estimate
 from clbench.report.verdicts import MOST, Judgement, Verdict, judge, resolution, seeds_to_decide
-from clbench.specs import BaselineSpec, PublishedRow
+from clbench.specs import BaselineSpec
 
 POINT = 0.01
 """The margin where nothing else is said: one percentage point."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from clbench.errors import UserError, unknown
 from clbench.records import BaselineInfo, RunRecord, TaskInfo, load_all
-from clbench.specs import content_hash
+from clbench.spec import content_hash
 
 FAMILIES = ("bounds", "regularisation", "projection", "replay", "expansion", "sharing", "hypernetwork")
 """Order of families in tables; others follow by name."""

@@ -92,14 +92,13 @@ class HAT(Strategy):
                 raise UserError(f"{rule}: {error}") from None
 
         super().__init__(setup=replace(setup, new_net=new_net), config=config)
+        self.net.remembers = config.lam > 0
         self.scales: Iterator[float] = iter(())
         """The s of the steps to come."""
-        self.unused: Tensor | None = None
-        """How far no other task uses each unit, (U,), while one trains; None where there is no other."""
-        self.total: Tensor | None = None
-        """Its sum, or 1 where that is 0."""
-        self.held: list[_Held] = []
-        """The trunk's weights, how far each may move, and where it was before the step."""
+        self.price: Tensor | None = None
+        """What every gate adds to the loss, opened, (U,), while a task trains; None where there is no other."""
+        self.held: _Held | None = None
+        """The trunk's weights while a task trains, where there are others."""
         self.compensated: Tensor | None = None
         """Gradient of the embedding, where it takes steps of its own."""
 
@@ -123,12 +122,12 @@ class HAT(Strategy):
         past = open_units(others)
         self.spare(past)
         used = self.net.over_weights(past)
-        for name, parameter in self.net.trunk.named_parameters():
-            self.held.append(_Held(parameter, 1 - used[name], torch.empty_like(parameter)))
+        names, weights = zip(*self.net.trunk.named_parameters(), strict=True)
+        self.held = _Held(list(weights), [used[name].contiguous() for name in names], [*map(torch.empty_like, weights)])
 
     def after_task(self, experience: DatasetExperience) -> None:
         """Make the gates hard, where they are to be; let go of what only training needs."""
-        self.unused, self.total, self.held, self.compensated = None, None, [], None
+        self.price, self.held, self.compensated = None, None, None
         embedding = self.embedding
         if not self.config.hard or embedding is None:
             return
@@ -150,41 +149,36 @@ class HAT(Strategy):
     def train_step(self, batch: Batch) -> None:
         """One step at this batch's s, taken back as far as other tasks use what it moves; equations 3 and 6."""
         self.net.scale = next(self.scales, self.config.s_max)
-        for held in self.held:
-            held.before.copy_(held.parameter.detach())
+        if self.held is not None:
+            self.held.keep()
         super().train_step(batch)
-        with torch.no_grad():
-            for held in self.held:
-                # Exact at both ends: what is free by 0 stays as it was, what is free by 1 as the optimiser left it.
-                torch.lerp(held.before, held.parameter, held.free, out=held.parameter)
-            embedding = self.embedding
-            if embedding is not None:
+        if self.held is not None:
+            self.held.take_back()
+        embedding = self.embedding
+        if embedding is not None:
+            with torch.no_grad():
                 if self.compensated is not None:
                     embedding.sub_(self.compensated, alpha=self.config.embedding_lr or 0.0)
                 embedding.clamp_(-LARGEST_EMBEDDING, LARGEST_EMBEDDING)
 
     def extra_loss(self) -> Tensor | None:
         """Return lam times the share of the units not used before that the gates open, equation 7."""
-        part = self.net.attention(self.task_label)
-        if part.embedding is None or self.config.lam == 0:
-            return None
-        penalty: Tensor = self.config.lam * self.opened(self.net.gates(part))
-        return penalty
+        gates = self.net.latest
+        return None if gates is None else self.penalty(gates)
 
     def spare(self, past: Tensor) -> None:
         """Take note of how far other tasks use each unit, (U,)."""
-        self.unused = 1 - past
-        total = self.unused.sum()
-        self.total = torch.where(total > 0, total, 1)
+        unused = 1 - past
+        total = unused.sum()
+        self.price = self.config.lam * unused / torch.where(total > 0, total, 1)
 
-    def opened(self, gates: Tensor) -> Tensor:
-        """Return R of equation 7, a 0-dim tensor, for gates (U,)."""
-        if self.unused is None or self.total is None:
-            return gates.mean()
-        return (gates * self.unused).sum() / self.total
+    def penalty(self, gates: Tensor) -> Tensor:
+        """Return lam R of equation 7, a 0-dim tensor, for gates (U,)."""
+        return self.config.lam * gates.mean() if self.price is None else torch.dot(gates, self.price)
 
     def after_backward(self) -> None:
         """Undo what annealing does to the embedding's gradient, equation 5."""
+        self.net.latest = None  # it holds the graph
         embedding = self.embedding
         if embedding is None or embedding.grad is None:
             return
@@ -209,11 +203,23 @@ class HAT(Strategy):
 
 @dataclass(frozen=True)
 class _Held:
-    """A weight while a task trains."""
+    """The trunk's weights while a task trains; all at once, since on small nets a call costs more than its work."""
 
-    parameter: nn.Parameter
-    free: Tensor
-    before: Tensor
+    weights: list[Tensor]
+    used: list[Tensor]
+    """How far other tasks use them, 1 - what equation 3 multiplies a step by."""
+    before: list[Tensor]
+    """What they were before the step."""
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Note the weights."""
+        torch._foreach_copy_(self.before, self.weights)
+
+    @torch.no_grad()
+    def take_back(self) -> None:
+        """Take their step back as far as they are used; exact at both ends, at 1 to the bit and at 0 not at all."""
+        torch._foreach_lerp_(self.weights, self.before, self.used)
 
 
 def scales(steps: int, per_epoch: int, s_max: float) -> Iterator[float]:

@@ -74,7 +74,7 @@ def chunk_size(net: HeadedNet) -> int:
 
 
 def _is_ours(net: HeadedNet) -> bool:
-    """Whether the parameters all belong to layers of the three known kinds, each of them asked at most once."""
+    """Whether the parameters all belong to layers of the known kinds, each of them asked at most once."""
     return type(net.trunk) in TRUNKS.values()
 
 
@@ -109,7 +109,7 @@ def _of_layers(
 
         return module.register_forward_hook(hook)
 
-    kinds = (nn.Linear, nn.Conv2d, nn.BatchNorm2d)
+    kinds = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)
     hooks = [remember(name, module) for name, module in net.named_modules() if isinstance(module, kinds)]
     asked_for = scalars(net(x, task))
     for hook in hooks:
@@ -148,12 +148,11 @@ def _layer(module: nn.Module, a: Tensor, delta: Tensor, weight: Tensor, size: Si
         each = size(torch.bmm(delta.flatten(2), patches.transpose(1, 2)))
         value = torch.tensordot(weight, each, dims=1).view_as(module.weight)
         return {"weight": value, "bias": weight @ size(delta.sum(dim=(2, 3)))}
-    assert isinstance(module, nn.BatchNorm2d)
+    assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
     assert module.running_mean is not None
     assert module.running_var is not None
-    mean, variance = module.running_mean[:, None, None], module.running_var[:, None, None]
-    normed = (a - mean) / (variance + module.eps).sqrt()
-    return {
-        "weight": weight @ size((delta * normed).sum(dim=(2, 3))),
-        "bias": weight @ size(delta.sum(dim=(2, 3))),
-    }
+    shape = (-1, *(1,) * (a.ndim - 2))
+    normed = (a - module.running_mean.view(shape)) / (module.running_var + module.eps).sqrt().view(shape)
+    at = tuple(range(2, a.ndim))
+    summed = [value.sum(dim=at) if at else value for value in (delta * normed, delta)]
+    return {"weight": weight @ size(summed[0]), "bias": weight @ size(summed[1])}

@@ -13,7 +13,7 @@
     net(torch.rand(8, 1, 28, 28), 0).sum().backward()          # reaches the generator and the embedding
 
 - `target.py`: what is generated, and the trunk run with it; why assigning `nn.Parameter` does not do.
-- `generators.py`, `structured.py`: full, chunked, by layer, low-rank. `init.py`: how they begin.
+- `generators.py`, `structured.py`: full, chunked, by layer, low-rank. `init.py`, `scaling.py`: how they begin.
 - `net.py`: the net, with weights kept in evaluation. `compression.py`: sizes for a wanted compression.
 - `regulariser.py`: what keeps earlier tasks' weights. `synthesised.py`: single convolutions made from a vector.
 """

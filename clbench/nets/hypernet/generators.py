@@ -33,6 +33,7 @@ from clbench.nets.hypernet.init import (
     variance,
     zero_,
 )
+from clbench.nets.hypernet.scaling import Scaling
 from clbench.nets.hypernet.target import Target
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -326,6 +327,7 @@ class Chunked(Generator):
             self.chunk_embeddings = nn.Parameter(torch.empty(self.chunks, chunk_embedding_size))
         self._gains = gains(target, init)
         self._births = [layer.birth for layer in target.layers]
+        self._scaling = Scaling([layer.size for layer in target.layers], self._gains, self._births)
         generator = torch.Generator().manual_seed(seed)
         self._draw(init, generator)
 
@@ -348,15 +350,7 @@ class Chunked(Generator):
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Return the weights (..., P)."""
-        made = self._raw(embedding, None).flatten(-2)[..., : self.target.size]
-        # The two vectors are made anew: kept, they would be two more nets in memory.
-        factors = self.target.per_element(self._gains, made) if any(gain != 1 for gain in self._gains) else None
-        births = self.target.per_element(self._births, made) if any(self._births) else None
-        if factors is not None and births is not None:
-            return torch.addcmul(births, made, factors)
-        if factors is not None:
-            return made * factors
-        return made if births is None else made + births
+        return self._scaling(self._raw(embedding, None).flatten(-2))
 
     def chunk(self, embedding: Tensor, numbers: Tensor) -> Tensor:
         """Return some chunks (K, n), the same numbers as in `forward`; 0 beyond the end of the last.

@@ -183,6 +183,10 @@ class AttentionNet(GatedNet):
         self.s_max = s_max
         self.scale = s_max
         """The s of the step in training; in evaluation mode it is always s_max."""
+        self.remembers = False
+        """Whether `latest` is kept."""
+        self.latest: Tensor | None = None
+        """The gates asked last in training, (U,), for a penalty on them. They hold the graph: let go of them."""
 
     def new_part(self, generator: torch.Generator) -> Attention:
         """Draw the embedding."""
@@ -197,7 +201,10 @@ class AttentionNet(GatedNet):
         part = cast(Attention, part)
         if part.embedding is None:
             return _unpacked(cast(Tensor, part.bits), self)
-        return _opened(part.embedding, self.scale if self.training else self.s_max)
+        found = _opened(part.embedding, self.scale if self.training else self.s_max)
+        if self.training and self.remembers:
+            self.latest = found
+        return found
 
     @torch.no_grad()
     def lasting(self, task: int) -> Tensor:
