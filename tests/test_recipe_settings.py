@@ -8,7 +8,8 @@ from clbench.errors import UserError
 from clbench.recipes import load_baseline, load_task, names, resolve
 from clbench.strategies.build import check
 
-UNDEFINED = {("independent", "class"), ("gpm", "class"), ("icarl", "task"), ("icarl", "domain")}
+UNDEFINED = {("independent", "class"), ("multimodal", "class"), ("gpm", "class")}
+UNDEFINED |= {("icarl", "task"), ("icarl", "domain")}
 UNDEFINED |= {("gdumb", "domain"), ("gdumb_small", "domain"), ("der_500", "class"), ("derpp_500", "class")}
 """An own net per task cannot choose among all classes; GPM says nothing of outputs that are born later; iCaRL and GDumb
 need new classes; some are for few tasks."""
@@ -18,7 +19,7 @@ TASK_ONLY = {name for name in names("baseline") if load_baseline(name).family in
 """What grows for a task, or has weights of its own for it, must be told the task, or infer it."""
 UNDEFINED |= {(name, scenario) for name in TASK_ONLY for scenario in ("domain", "class")}
 CHAINED = {name for name in TASK_ONLY if load_baseline(name).family == "expansion"}
-CHAINED |= {"gpm", "hat", "hat_hard", "layer_reuse", "weights_as_features", "xdg"}
+CHAINED |= {"gpm", "hat", "hat_hard", "layer_reuse", "multimodal", "weights_as_features", "xdg"}
 """They take apart a net that is a chain of layers: no ResNet."""
 
 
