@@ -367,7 +367,8 @@ def test_what_takes_no_step_is_left_out() -> None:
 def test_memory_does_not_grow_with_the_tasks(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """From 5 to 50 tasks the backward pass of one task at a time peaks at the same; the sum of all, at ten times it.
 
-    P = 100,000 floats. One task: what is made, its target, their difference and its square, and the gradient.
+    P = 100,000 floats. One task: what is made, its target and their difference; or the difference, over which the
+    gradient is written, what was made, and one of them more on the way to the parameters.
     """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     generator, outputs = Pieces(100_000, 1000, hidden=8), 4 * 100_000
@@ -386,7 +387,7 @@ def test_memory_does_not_grow_with_the_tasks(tmp_path: Any, monkeypatch: pytest.
             assert peak is not None
             peaks[tasks, name] = peak
     assert peaks[50, "by task"] <= 1.01 * peaks[5, "by task"]
-    assert peaks[50, "by task"] <= 5 * outputs
+    assert peaks[50, "by task"] <= 3.5 * outputs
     assert peaks[50, "whole"] > 5 * peaks[5, "whole"] > 5 * outputs
 
 

@@ -15,6 +15,7 @@ chunk's embedding, n the size of a chunk, K some chunks, P generated weights, T 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
 
@@ -76,6 +77,16 @@ class Generator(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters()) + tasks * self.embedding_size
 
 
+@dataclass(frozen=True)
+class Made:
+    """Neighbouring outputs of a head that are to begin alike."""
+
+    count: int
+    variance: float
+    birth: float
+    """Their mean."""
+
+
 class Joint(nn.Module):
     """A linear map of what is the same for all rows, x, and of what is a row's own, c: y_k = W_x x + W_c c_k + b.
 
@@ -125,6 +136,23 @@ class Joint(nn.Module):
             if parameter is not None:
                 draw(parameter, 1 / (3 * self.fan_in), generator)
 
+    @torch.no_grad()
+    def begin(self, init: Init, generator: torch.Generator, size: float, made: Sequence[Made]) -> None:
+        """Draw as a head: so that what it makes begins as wanted; or by a rule `ALONE`, births set all the same.
+
+        Args:
+            init: see `init.py`.
+            generator: what is drawn is drawn from it.
+            size: the mean of |x|^2 over what the head is given.
+            made: in the order of the outputs.
+        """
+        if init in ALONE:
+            self.draw_alone(init, generator)
+        else:
+            self.draw(torch.cat([torch.full((one.count,), one.variance / size) for one in made]), generator)
+        if any(one.birth for one in made):
+            self.bias.copy_(torch.cat([torch.full((one.count,), one.birth) for one in made]))
+
 
 class Body(nn.Module):
     """The hidden layers of a generator, and the input of its heads where there are none.
@@ -165,6 +193,13 @@ class Body(nn.Module):
     def head(self, out: int) -> Joint:
         """Return a new head for this body, not drawn yet."""
         return Joint(self.hidden[-1], 0, out) if self.hidden else Joint(self.size, self.beside, out)
+
+    def begin(
+        self, init: Init, generator: torch.Generator, beside: Tensor | None = None, std: float = 1.0
+    ) -> float:
+        """Draw the layers; return the size of what heads are given, which those by a rule `ALONE` do not ask for: 1."""
+        self.draw(init, generator)
+        return 1.0 if init in ALONE else self.size_of_output(beside, generator, std)
 
     @torch.no_grad()
     def draw(self, init: Init, generator: torch.Generator) -> None:
@@ -235,16 +270,8 @@ class Full(Generator):
         self.body = Body(embedding_size, 0, hidden, activation)
         self.head = self.body.head(target.size)
         generator = torch.Generator().manual_seed(seed)
-        self.body.draw(init, generator)
-        if init in ALONE:
-            self.head.draw_alone(init, generator)
-        else:
-            size = self.body.size_of_output(None, generator)
-            wanted = target.per_element([variance(layer, init) / size for layer in target.layers], torch.ones(()))
-            self.head.draw(wanted, generator)
-        with torch.no_grad():
-            if births := add_births(target, self.head.bias):
-                self.head.bias.copy_(births[0])
+        made = [Made(layer.size, variance(layer, init), layer.birth) for layer in target.layers]
+        self.head.begin(init, generator, self.body.begin(init, generator), made)
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Return the weights (..., P)."""
@@ -329,18 +356,10 @@ class Chunked(Generator):
         self._births = [layer.birth for layer in target.layers]
         self._scaling = Scaling([layer.size for layer in target.layers], self._gains, self._births)
         generator = torch.Generator().manual_seed(seed)
-        self._draw(init, generator)
-
-    def _draw(self, init: Init, generator: torch.Generator) -> None:
-        """Draw embeddings of chunks, the body, and a head whose outputs have the mean of the variances wanted."""
         if self.chunk_embeddings is not None:
             draw_normal(self.chunk_embeddings, generator, self._std)
-        self.body.draw(init, generator)
-        if init in ALONE:
-            self.head.draw_alone(init, generator)
-        else:
-            size = self.body.size_of_output(self.chunk_embeddings, generator, self._std)
-            self.head.draw(mean_variance(self.target, init) / size, generator)
+        size = self.body.begin(init, generator, self.chunk_embeddings, self._std)
+        self.head.begin(init, generator, size, [Made(chunk, mean_variance(target, init), 0.0)])
 
     def new_embedding(self, generator: torch.Generator) -> Tensor:
         """Return what a task is born with, embeddings of the chunks included where it has its own."""
@@ -400,15 +419,6 @@ class Chunked(Generator):
         sets = tasks if task_conditioned else 1
         embeddings = tasks * embedding_size + sets * -(-target.size // chunk) * chunk_embedding_size
         return Body.count(size, hidden) + chunk * ((hidden[-1] if hidden else size) + 1) + embeddings
-
-
-def add_births(target: Target, like: Tensor) -> list[Tensor]:
-    """Return what is to be added to generated weights of mean 0, one vector (P,); none where nothing is.
-
-    1 for weights of normalisation, 0 for all others.
-    """
-    births = [layer.birth for layer in target.layers]
-    return [target.per_element(births, like)] if any(births) else []
 
 
 def require_positive(name: str, value: int) -> None:

@@ -59,7 +59,7 @@ def variance(layer: Layer, init: Init) -> float:
     """Return the variance that a tensor's elements are to begin with.
 
     Weights: 1 / (3 fan-in), PyTorch's uniform rule, or 2 / fan-in. Biases: 1 / (3 fan-in), PyTorch's, by any rule.
-    Normalisation: 0. "plain" wants nothing; what is no generator's output is drawn as PyTorch does.
+    Normalisation: 0. Rules `ALONE` want nothing of what is generated; what is not, they draw as PyTorch does.
     """
     if layer.kind == "norm":
         return 0.0

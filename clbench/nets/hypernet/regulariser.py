@@ -191,8 +191,7 @@ class OutputRegulariser:
         terms = []
         for task in draw:
             numbers = self._numbers(draw, task)
-            made, target = self._made([task], numbers, moved), self._target([task], numbers)
-            away, factor = self._away(made, target, numbers)
+            away, factor = self._away(self._made([task], numbers, moved), self._target([task], numbers), numbers)
             terms.append(away.square().sum() * factor)
         if not terms:
             return next(self._now.parameters()).new_zeros(())
@@ -223,19 +222,25 @@ class OutputRegulariser:
             moved[name] = (here.detach() + step).requires_grad_(here.requires_grad)
         total = next(self._now.parameters()).new_zeros(())
         for tasks in self._groups(draw):
-            numbers = self._numbers(draw, tasks[0])
-            made = self._made(tasks, numbers, moved)
-            with torch.no_grad():  # by hand, as a graph of the square takes as long as the products
-                away, factor = self._away(made, self._target(tasks, numbers), numbers)
-                scale = beta / len(draw) * factor
-                total += scale * torch.linalg.vector_norm(away).square()
-                away.mul_(2 * scale)
-            torch.autograd.backward(made, away)
+            total += self._backward(tasks, self._numbers(draw, tasks[0]), beta / len(draw), moved)
         for name, there in moved.items():  # d / d Theta at Theta + dTheta, dTheta constant: the gradient there is it
             here = self._parameter(name)
             if there.grad is not None:
                 here.grad = there.grad if here.grad is None else here.grad.add_(there.grad)
         return float(total)
+
+    def _backward(
+        self, tasks: Sequence[int], numbers: Tensor | None, weight: float, moved: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Run one group's term backwards and return its value. What it made is gone when the next group's is made."""
+        made = self._made(tasks, numbers, moved)
+        with torch.no_grad():  # by hand, as a graph of the square takes as long as the products
+            away, factor = self._away(made, self._target(tasks, numbers), numbers)
+            scale = weight * factor
+            value: Tensor = scale * torch.linalg.vector_norm(away).square()
+            away.mul_(2 * scale)
+        torch.autograd.backward(made, away)
+        return value
 
     def _groups(self, draw: Draw) -> list[list[int]]:
         """Return the tasks in groups that are asked together: whole outputs G at once, chunks task by task."""

@@ -12,8 +12,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from clbench.nets.hypernet.generators import Body, Generator, Joint, add_births, require_positive
-from clbench.nets.hypernet.init import ALONE, Init, draw, draw_normal, require_init, variance
+from clbench.nets.hypernet.generators import Body, Generator, Joint, Made, require_positive
+from clbench.nets.hypernet.init import Init, draw, draw_normal, require_init, variance
 from clbench.nets.hypernet.target import Layer, Target
 
 
@@ -120,23 +120,16 @@ class Structured(Generator):
         self.heads = nn.ModuleList(self.body.head(group[0].size) for group in self.groups)
         self.piece_embeddings = nn.Parameter(torch.empty(sum(self._counts), piece_embedding_size))
         """(all pieces, c): group by group, layer by layer."""
-        self._draw(init, torch.Generator().manual_seed(seed))
-
-    def _draw(self, init: Init, generator: torch.Generator) -> None:
+        generator = torch.Generator().manual_seed(seed)
         draw_normal(self.piece_embeddings, generator)
         self.body.draw(init, generator)
+        # By a rule `ALONE`, too: it draws numbers, and the heads are drawn with those after them.
         size = self.body.size_of_output(self.piece_embeddings, generator)
-        for head, group in zip(self.heads, self.groups, strict=True):
+        for head, (layer, *_) in zip(self.heads, self.groups, strict=True):
             assert isinstance(head, Joint)
-            rows = list(zip(group[0].tensors, [group[0].units * row for row in group[0].rows], strict=True))
-            if init in ALONE:
-                head.draw_alone(init, generator)
-            else:
-                head.draw(torch.cat([torch.full((n,), variance(tensor, init) / size) for tensor, n in rows]), generator)
-            with torch.no_grad():
-                births = torch.cat([torch.full((n,), tensor.birth) for tensor, n in rows])
-                if any(tensor.birth for tensor, _ in rows):
-                    head.bias.copy_(births)
+            rows = zip(layer.tensors, layer.rows, strict=True)
+            made = [Made(layer.units * row, variance(tensor, init), tensor.birth) for tensor, row in rows]
+            head.begin(init, generator, size, made)
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Return the weights (..., P)."""
@@ -213,35 +206,13 @@ class LowRank(Generator):
         generator = torch.Generator().manual_seed(seed)
         self.shared = nn.ParameterList(nn.Parameter(torch.empty(layer.shape)) for layer in self.matrices)
         """W, in the order of `matrices`."""
-        rule = _of_weights(init)
         for layer, weight in zip(self.matrices, self.shared, strict=True):
-            draw(weight, variance(layer, rule), generator)
-        self._sizes = factor_sizes(target, rank)
+            draw(weight, variance(layer, init), generator)
+        made = factors(target, rank, init)
+        self._sizes = [one.count for one in made]
         self.body = Body(embedding_size, 0, hidden, activation)
         self.head = self.body.head(sum(self._sizes))
-        self._draw(init, generator)
-
-    def _draw(self, init: Init, generator: torch.Generator) -> None:
-        self.body.draw(init, generator)
-        if init in ALONE:
-            self.head.draw_alone(init, generator)
-        size = self.body.size_of_output(None, generator)
-        wanted, births = [], []
-        for layer in self.target.layers:
-            v = variance(layer, _of_weights(init))
-            if layer.kind == "weight":
-                n_out, n_in = sides(layer)
-                rank = min(self.rank, n_out, n_in)
-                wanted += [torch.zeros(n_out * rank), torch.full((rank * n_in,), v / size)]
-                births += [torch.zeros(n_out * rank + rank * n_in)]
-            else:
-                wanted.append(torch.full((layer.size,), v / size))
-                births.append(torch.full((layer.size,), layer.birth))
-        if init not in ALONE:
-            self.head.draw(torch.cat(wanted), generator)
-        with torch.no_grad():
-            if add_births(self.target, self.head.bias):
-                self.head.bias.copy_(torch.cat(births))
+        self.head.begin(init, generator, self.body.begin(init, generator), made)
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Return the weights (..., P)."""
@@ -263,13 +234,9 @@ class LowRank(Generator):
     def count(target: Target, tasks: int, embedding_size: int, rank: int, hidden: Sequence[int] = ()) -> int:
         """Return what `parameters_with(tasks)` of such a generator is."""
         shared = sum(layer.size for layer in target.layers if layer.kind == "weight")
-        made = sum(factor_sizes(target, rank)) * ((hidden[-1] if hidden else embedding_size) + 1)
+        outputs = sum(one.count for one in factors(target, rank))
+        made = outputs * ((hidden[-1] if hidden else embedding_size) + 1)
         return shared + Body.count(embedding_size, hidden) + made + tasks * embedding_size
-
-
-def _of_weights(init: Init) -> Init:
-    """Return the rule by which weights that are not generated begin."""
-    return "torch" if init in ALONE else init
 
 
 def sides(layer: Layer) -> tuple[int, int]:
@@ -277,14 +244,14 @@ def sides(layer: Layer) -> tuple[int, int]:
     return layer.shape[0], layer.size // layer.shape[0]
 
 
-def factor_sizes(target: Target, rank: int) -> list[int]:
-    """Return the sizes of what is generated, in the order of the target: A and B of a matrix, or a whole tensor."""
+def factors(target: Target, rank: int, init: Init = "torch") -> list[Made]:
+    """Return what is generated, in the order of the target: A and B of a matrix, or a whole tensor."""
     found = []
     for layer in target.layers:
         if layer.kind == "weight":
             n_out, n_in = sides(layer)
             least = min(rank, n_out, n_in)
-            found += [n_out * least, least * n_in]
+            found += [Made(n_out * least, 0.0, 0.0), Made(least * n_in, variance(layer, init), 0.0)]
         else:
-            found.append(layer.size)
+            found.append(Made(layer.size, variance(layer, init), layer.birth))
     return found
