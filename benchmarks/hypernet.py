@@ -11,7 +11,7 @@ in brackets the smallest and the largest, and after the bar the ratio of the fas
     evaluation   a batch with weights that are kept, and with weights made anew
     regulariser  its backward pass, task by task, with targets from a snapshot or stored, in training steps of the same
                  hypernet. `one graph` is the sum over all tasks as it is written down, `ahead` looks a step ahead,
-                 `a tenth` asks every task for a tenth of its chunks
+                 `a tenth` asks every task for a tenth of its chunks, `at once` makes several tasks' weights in one pass
     memory       what its targets take (`held`), and the most that a backward pass allocates above the level before it,
                  gradients of the generator included; in target sizes, the bytes of the weights that are generated
 
@@ -53,6 +53,8 @@ FLAT = 1.01
 """Most that it may allocate for the most tasks, in that for the fewest."""
 BATCH = 32
 TASKS = (5, 10, 20, 50)
+GROUP = 5
+"""Tasks whose weights the regulariser makes in one pass, where it makes several."""
 KINDS: tuple[Targets, ...] = ("snapshot", "stored")
 SMALL: dict[str, dict[str, Any]] = {
     "chunks of 1000, hidden 50-50": {"chunk": 1_000, "hidden": (50, 50)},
@@ -163,6 +165,8 @@ def costs(net: HyperNet, device: torch.device) -> dict[str, Callable[[], object]
         sides[f"{targets}, one of {TASKS[-1]} tasks drawn"] = partial(one.backward, 1.0)
     tenth = regulariser(net, TASKS[-1], "snapshot", chunks=0.1)
     sides[f"snapshot, {TASKS[-1]} tasks, a tenth of their chunks"] = partial(tenth.backward, 1.0)
+    grouped = regulariser(net, TASKS[-1], "snapshot", group=GROUP)
+    sides[f"snapshot, {TASKS[-1]} tasks, {GROUP} at once"] = partial(grouped.backward, 1.0)
     few = regulariser(net, TASKS[0], "snapshot")
     sides[f"snapshot, {TASKS[0]} tasks, one graph"] = partial(backward_at_once, few)
     sides[f"snapshot, {TASKS[0]} tasks, ahead"] = lambda: few.backward(1.0, candidate_step(optimizer, net.generator))
@@ -191,12 +195,14 @@ def peaks(net: HyperNet, device: torch.device) -> dict[tuple[Targets, int], dict
             every = regulariser(net, tasks, targets)
             one = regulariser(net, tasks, targets, tasks=1)
             tenth = regulariser(net, tasks, targets, chunks=0.1)
+            grouped = regulariser(net, tasks, targets, group=GROUP)
             move(net)
             ways: dict[str, Callable[[], object]] = {
                 "by task": partial(every.backward, 1.0),
                 "one drawn": partial(one.backward, 1.0),
                 "a tenth": partial(tenth.backward, 1.0),
                 "ahead": partial(every.backward, 1.0, step),
+                f"{GROUP} at once": partial(grouped.backward, 1.0),
                 "one graph": partial(backward_at_once, every),
             }
             found[targets, tasks] = {name: peak(name, work) for name, work in ways.items()}
