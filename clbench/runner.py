@@ -35,7 +35,7 @@ from clbench.loading import tasks_in
 from clbench.memory import Meter
 from clbench.nets import HeadedNet, build_head, build_trunk
 from clbench.nets.shared.linked import check_links
-from clbench.process import reproducible, stoppable
+from clbench.process import memory_kept, reproducible, stoppable
 from clbench.recipes import Experiment, load_baseline, load_task, resolve
 from clbench.records import (
     BaselineInfo,
@@ -100,7 +100,7 @@ def run(
     resolved_settings(experiment)
     stream = make_stream(task_spec.stream, seed, where, data_root)
     check_classes(task_spec, stream)
-    with reproducible(seed, threads), stoppable():
+    with reproducible(seed, threads), stoppable(), memory_kept():
         books = _Books(experiment, seed, where, threads, stream.fingerprints)
         path = checkpoint_path(out, experiment, seed, where) if out is not None else None
         try:

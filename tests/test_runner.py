@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
+import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import datetime
 from math import prod
@@ -282,3 +285,33 @@ def test_a_users_net_with_a_link_to_a_layer_outside_of_it_is_refused_before_it_r
     net = OwnModel(kind="own", factory=f"{__name__}:Borrowing")
     with pytest.raises(UserError, match=r"model: link 'trunk.link': its source, a Linear .* is outside the HeadedNet"):
         run(task.model_copy(update={"model": net}), "finetune", 0)
+
+
+CHURN = """
+import resource, torch
+from clbench.process import memory_kept
+
+def faults_of(times):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        blocks = [torch.empty(2**19).fill_(1) for _ in range(8)]
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+with memory_kept():
+    faults_of(1)
+    inside = faults_of(10)
+print(inside, faults_of(1))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's")
+def test_memory_that_a_step_frees_is_there_for_the_next_without_page_faults() -> None:
+    """Ten times 8 blocks of 2 MiB, 4,096 pages: 40,960 faults where the system gets them back each time.
+
+    On leaving it gets back what is free: the next 8 blocks are 4,096 faults.
+    """
+    done = subprocess.run([sys.executable, "-c", CHURN], capture_output=True, text=True, check=True)
+    inside, afterwards = (int(count) for count in done.stdout.split())
+    assert inside < 5_000
+    assert afterwards > 3_000
