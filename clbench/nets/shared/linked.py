@@ -86,9 +86,9 @@ class Link(Borrower):
     @property
     def bias(self) -> Tensor | None:
         """This layer's bias, computed now; None where there is none."""
-        if self.bias_fn is None or (bias := getattr(self.source, "bias", None)) is None:
+        if (fn := self.bias_fn) is None or (bias := getattr(self.source, "bias", None)) is None:
             return None
-        return cast(Tensor, self.bias_fn(bias))
+        return cast(Tensor, fn(bias))
 
     def _check(self, what: str, have: Any, fn: nn.Module, want: tuple[int, ...]) -> None:
         """Refuse a function that does not map the source's tensor to this layer's shape."""

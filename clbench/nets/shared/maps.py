@@ -59,11 +59,12 @@ class Scale(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight, its i-th output unit times the i-th factor."""
-        if self.factor.ndim == 0:
-            return weight * self.factor
-        if len(self.factor) != len(weight):
-            raise ValueError(f"a scale of {len(self.factor)} units, a weight of {len(weight)}")
-        return weight * self.factor.view(-1, *(1,) * (weight.ndim - 1))
+        factor = self.factor
+        if factor.ndim == 0:
+            return weight * factor
+        if len(factor) != len(weight):
+            raise ValueError(f"a scale of {len(factor)} units, a weight of {len(weight)}")
+        return weight * factor.view(-1, *(1,) * (weight.ndim - 1))
 
 
 class QuarterTurns(nn.Module):
@@ -143,10 +144,13 @@ class LowRank(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return W + B A."""
-        if (len(self.up), self.down.shape[1]) != (len(weight), weight[0].numel()):
-            made_for = (len(self.up), self.down.shape[1])
+        up, down = self.up, self.down
+        flat = weight if weight.ndim == 2 else weight.reshape(len(weight), -1)
+        if flat.shape != (len(up), down.shape[1]):
+            made_for = (len(up), down.shape[1])
             raise ValueError(f"a correction of {made_for} (out, fan-in), a weight of {tuple(weight.shape)}")
-        return torch.addmm(weight.flatten(1), self.up, self.down).view_as(weight)
+        found = torch.addmm(flat, up, down)
+        return found.view_as(weight) if found.shape != weight.shape else found
 
 
 class Resize(nn.Module):
