@@ -66,8 +66,9 @@ ALLOWED: dict[str, set[str]] = {
     "report": PLAIN | {"report", "records", "recipes", "metrics", "lab.record", "tuning"},
     "scaffold": {"errors", "recipes", "records"},
     "doctor": {"", "errors", "data", "memory", "recipes"},
-    "cli": PLAIN
-    | {"", "checks", "recipes", "records", "report", "sweep", "data", "scaffold", "doctor", "lab", "tuning"},
+    "cli": {"", "commands", "errors"},
+    "commands": PLAIN
+    | {"commands", "checks", "recipes", "records", "report", "sweep", "data", "scaffold", "doctor", "lab", "tuning"},
 }  # fmt: skip
 
 OUTSIDE: dict[str, set[str]] = {

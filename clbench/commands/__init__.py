@@ -1,0 +1,1 @@
+"""The commands of `clbench`, one file each: options, call, exit code."""
