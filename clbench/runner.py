@@ -52,7 +52,7 @@ from clbench.records import (
 )
 from clbench.seeds import derive
 from clbench.sharing import sharing
-from clbench.specs import BaselineSpec, OwnModel, TaskSpec
+from clbench.specs import BaselineSpec, ModelSpec, OwnModel, Scenario, TaskSpec
 from clbench.strategies.base import Setup, Strategy
 from clbench.strategies.build import build, resolved_settings
 from clbench.strategies.evaluation import Evaluation
@@ -407,25 +407,35 @@ def _restore(path: Path | None, books: _Books, strategy: Strategy | Foreign, str
 # -------------------------------------------------------------------------------------------------------------- the net
 
 
-def net_factory(experiment: Experiment, stream: Stream, seed: int) -> Callable[[], HeadedNet]:
-    """Return a maker of freshly initialised nets for a stream: always the same net, whatever else was drawn before."""
-    spec = experiment.model
-    birth = derive(seed, "init")
-    scenario = experiment.task.stream.scenario
-    settings = spec.model_dump(exclude={"kind", "class_head"})
-    bias = bool(settings.get("bias", True))
-    init = str(settings.get("init", "torch"))
+@dataclass(frozen=True)
+class _NetMaker:
+    """Makes freshly initialised nets: always the same one, whatever else was drawn before. Nets that keep it pickle."""
 
-    def new_net() -> HeadedNet:
+    spec: ModelSpec
+    scenario: Scenario
+    input_shape: tuple[int, ...]
+    outputs: Sequence[Sequence[int]]
+    birth: int
+
+    def __call__(self) -> HeadedNet:
+        settings = self.spec.model_dump(exclude={"kind", "class_head"})
+        bias, init = bool(settings.get("bias", True)), str(settings.get("init", "torch"))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(birth)
-            if isinstance(spec, OwnModel):
-                trunk = load_object(spec.factory, ".", "model.factory")(stream.input_shape, **spec.settings)
+            torch.manual_seed(self.birth)
+            if isinstance(self.spec, OwnModel):
+                factory = load_object(self.spec.factory, ".", "model.factory")
+                trunk = factory(self.input_shape, **self.spec.settings)
             else:
-                trunk = build_trunk(spec.kind, stream.input_shape, **settings)
-            head = build_head(scenario, spec.class_head, trunk.out_features, stream.outputs, birth, bias, init)
-        return HeadedNet(trunk, head)
+                trunk = build_trunk(self.spec.kind, self.input_shape, **settings)
+            head = self.spec.class_head
+            made = build_head(self.scenario, head, trunk.out_features, self.outputs, self.birth, bias, init)
+        return HeadedNet(trunk, made)
 
+
+def net_factory(experiment: Experiment, stream: Stream, seed: int) -> Callable[[], HeadedNet]:
+    """Return a maker of freshly initialised nets for a stream; raise UserError where the net cannot be one."""
+    scenario = experiment.task.stream.scenario
+    new_net = _NetMaker(experiment.model, scenario, stream.input_shape, stream.outputs, derive(seed, "init"))
     try:
         check_links(new_net())
     except (ValueError, TypeError) as error:

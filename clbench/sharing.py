@@ -74,10 +74,25 @@ def uses_by_owner(
     """
     apart = {id(tensor) for tensors in own.values() for tensor in tensors}
     held = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers(), *also)}
-    common = [Use(tensor) for key, tensor in held.items() if key not in apart]
+    serves = _served(model)
+    common = [Use(tensor, layers=serves.get(key, ())) for key, tensor in held.items() if key not in apart]
     if not own:
         return {task: list(common) for task in range(tasks)}
     return {task: [*common, *(Use(tensor) for tensor in tensors)] for task, tensors in own.items()}
+
+
+def _served(model: nn.Module) -> dict[int, tuple[str, ...]]:
+    """Return the layers of each parameter that serves several, by its id: by a tie, or because a link looks at it.
+
+    A module that looks at tensors of another one says so by a method `borrowed`. How often a forward pass calls a
+    module is not known here: a method that repeats a layer says it in its own `uses`.
+    """
+    found: dict[int, tuple[str, ...]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        looked_at: Iterable[Tensor] = getattr(module, "borrowed", tuple)()
+        for tensor in (*module.parameters(recurse=False), *looked_at):
+            found[id(tensor)] = (*found.get(id(tensor), ()), name)
+    return {key: names for key, names in found.items() if len(names) > 1}
 
 
 def sharing(uses: Mapping[int, Sequence[Use]], stored: Mapping[str, Tensor]) -> Sharing:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from clbench.nets.shared.features import WeightMaps
-from clbench.nets.shared.linked import Link, LinkedConv2d, LinkedLinear, check_links
+from clbench.nets.shared.linked import Link, LinkedConv2d, LinkedLinear, check_links, links
 from clbench.nets.shared.maps import (
     Compose,
     Function,
@@ -360,6 +360,22 @@ def test_nets_with_links_run_side_by_side_under_vmap() -> None:
     stacked, _ = torch.func.stack_module_state(cast(Any, nets))
     together = vmap(lambda parameters: functional_call(nets[0], parameters, (X,)))(stacked)
     torch.testing.assert_close(together, torch.stack([net(X) for net in nets]))
+
+
+def test_the_links_of_a_net_are_listed_with_their_sources_and_seen_when_it_is_printed() -> None:
+    net = Net()
+    assert links(net) == {"again": "conv", "linked": "linear"}
+    assert "(linked): LinkedLinear(\n    source=Linear of weight (8, 8)" in repr(net)
+
+
+def test_a_link_borrows_what_its_functions_look_at() -> None:
+    """A link to a link looks at the first layer's; a bias only where the link has one of its own making."""
+    layer = nn.Linear(4, 4)
+    plain, biased = LinkedLinear(layer, Square()), LinkedLinear(layer, Square(), Same())
+    assert [id(found) for found in plain.borrowed()] == [id(layer.weight)]
+    assert [id(found) for found in biased.borrowed()] == [id(layer.weight), id(layer.bias)]
+    twice = LinkedLinear(biased, Same(), Same())
+    assert [id(found) for found in twice.borrowed()] == [id(layer.weight), id(layer.bias)]
 
 
 # ------------------------------------------------------------------------------------------------------------- mistakes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import platform
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from clbench.records import RunRecord, load
 from clbench.runner import run
 from clbench.specs import BaselineSpec, OwnModel
 from clbench.strategies.base import Strategy
-from strategy_factory import AVALANCHES
+from strategy_factory import AVALANCHES, made, synthetic
 
 SAME = {"timing", "peaks"}
 """What may differ between two runs of the same seed."""
@@ -285,6 +286,39 @@ def test_a_users_net_with_a_link_to_a_layer_outside_of_it_is_refused_before_it_r
     net = OwnModel(kind="own", factory=f"{__name__}:Borrowing")
     with pytest.raises(UserError, match=r"model: link 'trunk.link': its source, a Linear .* is outside the HeadedNet"):
         run(task.model_copy(update={"model": net}), "finetune", 0)
+
+
+class Bare(Trunk):
+    """A trunk without weights: a linear probe of the pixels."""
+
+    def __init__(self, input_shape: Sequence[int]) -> None:
+        super().__init__(input_shape)
+        self.out_features = prod(self.input_shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the pixels."""
+        return x.flatten(1)
+
+
+@pytest.mark.parametrize("baseline", ["finetune", "ewc", "independent"])
+def test_a_trunk_without_weights_trains_its_heads(baseline: str) -> None:
+    """64 pixels, 2 outputs and 2 biases a head: nothing else is there to be trained when the optimiser is born."""
+    task = load_task("synthetic_split")
+    record = run(task.model_copy(update={"model": OwnModel(kind="own", factory=f"{__name__}:Bare")}), baseline, 0)
+    assert record.error is None
+    assert record.footprints[-1].parameters == len(record.acc) * (prod(made(task, "finetune")[1].input_shape) + 1) * 2
+    assert record.matrix.diagonal().mean() > record.acc_init[0]
+
+
+@pytest.mark.parametrize("baseline", ["cloned", "shared_trunk_half", "independent"])
+def test_nets_pickle_and_answer_the_same(baseline: str) -> None:
+    """Those that make nets later on, too."""
+    learner, stream = made(synthetic(n_tasks=2), baseline)
+    for experience in stream.benchmark.train_stream:
+        learner.train_task(experience)
+    twin = pickle.loads(pickle.dumps(learner.model))
+    x, task = torch.rand(3, *stream.input_shape), torch.ones(3, dtype=torch.long)
+    assert torch.equal(learner.model.eval()(x, task), twin.eval()(x, task))
 
 
 CHURN = """

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import time
+from collections import OrderedDict
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from clbench.footprint import Holdings, footprint
+from clbench.nets.shared.linked import LinkedLinear
+from clbench.nets.shared.maps import Square
 from clbench.nets.shared.masks import pack_bits
+from clbench.nets.shared.reuse import tie
 from clbench.records import Sharing
 from clbench.sharing import Use, sharing, uses_by_owner
 
@@ -197,6 +202,21 @@ def test_uses_by_owner_leave_out_what_is_another_tasks() -> None:
     assert list(uses) == [5, 2]
     found = sharing(uses, dict(net.named_parameters()))
     assert parts(found) == (6, 0, 6, 0)
+
+
+def test_a_tied_layer_and_a_linked_one_count_once_more_where_a_net_is_its_users_own() -> None:
+    """Layers a, b (tied to a) and c (linked to a's weight, without a bias) of 3 x 3 + 3, and d of 3 + 1.
+
+    Stored 9 + 3 + 3 + 1 = 16; a's weight is applied three times and its bias twice: 3 * 9 + 2 * 3 + 4 = 37.
+    """
+    a, d = nn.Linear(3, 3), nn.Linear(3, 1)
+    net = nn.Sequential(OrderedDict(a=a, b=copy.deepcopy(a), c=LinkedLinear(a, Square()), d=d))
+    tie(net, "a", "b")
+    found = sharing(uses_by_owner(net, {}, 2), dict(net.named_parameters()))
+    assert found.parameters_used == 16
+    assert found.reuse_ratio == pytest.approx(2 * 37 / 16)
+    assert {row.name: row.layers for row in found.map}["a.weight"] == ["a", "b", "c"]
+    assert {row.name: row.layers for row in found.map}["d.weight"] == []
 
 
 def test_no_parameter_at_all_and_none_in_use() -> None:

@@ -62,11 +62,13 @@ def seeds(text: str) -> list[int]:
 
 def overrides(given: Sequence[str]) -> dict[str, Any]:
     """Read key=value pairs; values as TOML writes them, anything else as text."""
-    found = {}
+    found: dict[str, Any] = {}
     for pair in given:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise UserError(f"--set {pair}: must be key=value, such as lam=100 or train.lr=0.01")
+        if key in found:
+            raise UserError(f"--set {pair}: {key} is set twice")
         try:
             found[key] = tomllib.loads(f"v = {value}")["v"]
         except tomllib.TOMLDecodeError:

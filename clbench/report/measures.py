@@ -14,7 +14,7 @@ import numpy as np
 
 from clbench.errors import UserError, unknown
 from clbench.metrics import METRICS, Metric, compute
-from clbench.records import RunRecord
+from clbench.records import RunRecord, Sharing
 from clbench.report.stats import Estimate, estimate
 
 Unit = Literal["fraction", "area", "count", "bytes", "ratio", "seconds"]
@@ -174,9 +174,72 @@ _COSTS = (
     ),
 )
 
+
+def _sharing(value: Callable[[Sharing], float | None]) -> Callable[[RunRecord], float | None]:
+    return lambda record: None if record.sharing is None else value(record.sharing)
+
+
+def _later(found: Sharing) -> float | None:
+    """Return the mean of the parameters that the tasks after the first add."""
+    added = [task.marginal_parameters for task in found.tasks[1:]]
+    return math.fsum(added) / len(added) if added else None
+
+
+def _later_relative(record: RunRecord) -> float | None:
+    added = None if record.sharing is None else _later(record.sharing)
+    return None if added is None or not record.single_task_parameters else added / record.single_task_parameters
+
+
+_SHARING = (
+    _cost(
+        "in_common", "In common", "fraction",
+        "In common = of the parameters that a task answers with, the share of the other tasks that use them too, mean "
+        "over parameters and tasks",
+        _sharing(lambda found: found.in_common), is_optional=True,
+    ),
+    _cost(
+        "reuse_ratio", "Reuse", "ratio", "Reuse = parameters used, over tasks and applications, by those in use",
+        _sharing(lambda found: found.reuse_ratio), is_optional=True,
+    ),
+    *(
+        _cost(
+            f"shared_by_{whom}", f"By {whom}", "count", f"By {whom} = parameters that {words}",
+            _sharing(of), is_optional=True,
+        )
+        for whom, words, of in (
+            ("all", "all tasks use, of more than one", lambda found: found.shared_by_all),
+            ("some", "several tasks use, not all", lambda found: found.shared_by_some),
+        )
+    ),
+    _cost(
+        "private_parameters", "By one", "count", "By one = parameters that one task uses",
+        _sharing(lambda found: found.private), is_optional=True,
+    ),
+    _cost(
+        "marginal_parameters", "Task adds", "count",
+        "Task adds = parameters that no earlier task uses, mean over the tasks after the first",
+        _sharing(_later), is_optional=True,
+    ),
+    _cost(
+        "marginal_relative", "Task adds", "ratio",
+        "Task adds = parameters that no earlier task uses, mean over the tasks after the first, over those of one "
+        "task's net",
+        _later_relative, is_optional=True,
+    ),
+    _cost(
+        "marginal_last", "Last adds", "count", "Last adds = those of the last task",
+        _sharing(lambda found: found.tasks[-1].marginal_parameters if len(found.tasks) > 1 else None), is_optional=True,
+    ),
+    _cost(
+        "marginal_last_bytes", "Bytes added", "bytes",
+        "Bytes added = bytes that the last task answers with and no earlier one, masks and buffers included",
+        _sharing(lambda found: found.tasks[-1].marginal_bytes if len(found.tasks) > 1 else None), is_optional=True,
+    ),
+)
+
 MEASURES: dict[str, Measure] = {
     **{name: _metric(metric) for name, metric in METRICS.items()},
-    **{measure.name: measure for measure in (_INFERRED, *_AREAS, *_COSTS)},
+    **{measure.name: measure for measure in (_INFERRED, *_AREAS, *_COSTS, *_SHARING)},
 }
 
 DEFAULT = (

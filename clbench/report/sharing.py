@@ -6,11 +6,7 @@ task: where all methods have one net for all tasks, there is nothing to climb. L
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
-from clbench.records import RunRecord, Sharing
-from clbench.report.measures import MEASURES, Measure, cells, head, shown
+from clbench.report.measures import MEASURES, cells, head, shown
 from clbench.report.select import Block, Group, TaskBlocks, device_names
 from clbench.report.tables import KEYS, device_line, notes, opening, seeds, starred
 from clbench.report.writers import Section, TextTable, to_csv
@@ -26,60 +22,19 @@ USED = (
 """For captions."""
 
 
-def _of(value: Callable[[Sharing], float | None]) -> Callable[[RunRecord], float | None]:
-    return lambda record: None if record.sharing is None else value(record.sharing)
-
-
-def _later(found: Sharing) -> float | None:
-    """Return the mean of the parameters that the tasks after the first add."""
-    added = [task.marginal_parameters for task in found.tasks[1:]]
-    return math.fsum(added) / len(added) if added else None
-
-
-def _relative(record: RunRecord) -> float | None:
-    added, single = MARGINAL.of(record), record.single_task_parameters
-    return None if added is None or not single else added / single
-
-
-IN_COMMON = Measure(
-    "in_common", "In common", "fraction",
-    "In common = of the parameters that a task answers with, the share of the other tasks that use them too, mean over "
-    "parameters and tasks",
-    _of(lambda found: found.in_common), is_cost=True,
-)  # fmt: skip
-REUSE = Measure(
-    "reuse_ratio", "Reuse", "ratio", "Reuse = parameters used, over tasks and applications, by those in use",
-    _of(lambda found: found.reuse_ratio), is_cost=True,
-)  # fmt: skip
-MARGINAL = Measure(
-    "marginal_parameters", "Task adds", "count",
-    "Task adds = parameters that no earlier task uses, mean over the tasks after the first",
-    _of(_later), is_cost=True,
-)  # fmt: skip
-MARGINAL_RELATIVE = Measure(
-    "marginal_relative", "Task adds", "ratio", "the same over the parameters of one task's net", _relative, is_cost=True
-)
-LAST = Measure(
-    "marginal_last", "Last adds", "count", "Last adds = those of the last task",
-    _of(lambda found: found.tasks[-1].marginal_parameters if len(found.tasks) > 1 else None), is_cost=True,
-)  # fmt: skip
-LAST_BYTES = Measure(
-    "marginal_last_bytes", "Bytes added", "bytes",
-    "Bytes added = bytes that the last task answers with and no earlier one, masks and buffers included",
-    _of(lambda found: found.tasks[-1].marginal_bytes if len(found.tasks) > 1 else None), is_cost=True,
-)  # fmt: skip
+IN_COMMON, MARGINAL_RELATIVE = MEASURES["in_common"], MEASURES["marginal_relative"]
 COLUMNS = (
     IN_COMMON,
-    REUSE,
+    MEASURES["reuse_ratio"],
     MEASURES["average_accuracy"],
     MEASURES["forgetting.chaudhry2018"],
     MEASURES["answer_bytes"],
     MEASURES["keep_learning_bytes"],
     MEASURES["samples"],
     MEASURES["parameters"],
-    MARGINAL,
-    LAST,
-    LAST_BYTES,
+    MEASURES["marginal_parameters"],
+    MEASURES["marginal_last"],
+    MEASURES["marginal_last_bytes"],
 )
 
 

@@ -404,14 +404,15 @@ def new_optimizer(train: TrainSpec, parameters: Iterable[nn.Parameter]) -> torch
     Not so for momentum: torch's fused SGD stops with an error when some parameters have their first gradient later than
     others, as a head has that is born, or replayed, later.
     """
-    parameters = list(parameters)
+    # As a group, which may be empty: a trunk without weights has none before the first head is born.
+    groups = [{"params": list(parameters)}]
     if train.optimizer == "sgd":
         fused = True if train.momentum == 0 else None
         return torch.optim.SGD(
-            parameters, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=fused
+            groups, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=fused
         )
     kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True)
+    return kind(groups, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True)
 
 
 @torch.no_grad()

@@ -50,6 +50,20 @@ class Borrower(nn.Module):
         """The layer whose weight is looked at."""
         return cast(nn.Module, self.__dict__["_source"])
 
+    def borrowed(self) -> list[nn.Parameter]:
+        """Return the parameters that are looked at here: the source's weight, or what a linked source looks at."""
+        return self._looked_at("weight")
+
+    def _looked_at(self, what: str) -> list[nn.Parameter]:
+        if isinstance(self.source, Borrower):
+            return self.source.borrowed()
+        found = getattr(self.source, what, None)
+        return [found] if isinstance(found, nn.Parameter) else []
+
+    def extra_repr(self) -> str:
+        """Return what is looked at, for `print(net)`."""
+        return f"source={type(self.source).__name__} of weight {tuple(cast(Tensor, self.source.weight).shape)}"
+
 
 class Link(Borrower):
     """Base of the linked layers.
@@ -77,6 +91,11 @@ class Link(Borrower):
         self._check("weight", source.weight, self.fn, shape)
         if self.bias_fn is not None and isinstance(bias := getattr(source, "bias", None), Tensor):
             self._check("bias", bias, self.bias_fn, shape[:1])
+
+    def borrowed(self) -> list[nn.Parameter]:
+        """Return the parameters that are looked at here, a bias among them where this layer's is a function of it."""
+        found = [*super().borrowed(), *(self._looked_at("bias") if self.bias_fn is not None else ())]
+        return list(dict.fromkeys(found))
 
     @property
     def weight(self) -> Tensor:
@@ -201,21 +220,35 @@ class LinkedConv2d(Link):
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
-def check_links(root: nn.Module) -> None:
-    """Check that the source of every link is in the same net; to be called where such a net is taken in use.
+def links(root: nn.Module) -> dict[str, str]:
+    """Return the name of every link in a net, with the name of its source.
 
     Raises:
         ValueError: a source is outside: the first such link is named, with its source.
     """
-    inside = set(root.modules())
+    names = {module: name for name, module in root.named_modules()}
+    found = {}
     for name, module in root.named_modules():
-        if isinstance(module, Borrower) and module.source not in inside:
+        if not isinstance(module, Borrower):
+            continue
+        if module.source not in names:
             source = f"{type(module.source).__name__} of weight {tuple(cast(Tensor, module.source.weight).shape)}"
             place = f"link '{name}'" if name else "the link"
             raise ValueError(
                 f"{place}: its source, a {source}, is outside the {type(root).__name__}; make both parts of one net, "
                 "and copy or save the net, not the link alone"
             )
+        found[name] = names[module.source]
+    return found
+
+
+def check_links(root: nn.Module) -> None:
+    """Check that the source of every link is in the same net; to be called where such a net is taken in use.
+
+    Raises:
+        ValueError: a source is outside: the first such link is named, with its source.
+    """
+    links(root)
 
 
 # -------------------------------------------------------------------------------------------------- a net for each task
