@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -205,7 +206,15 @@ def test_the_online_penalty_decays_the_old_fisher_and_moves_the_anchor() -> None
     torch.testing.assert_close(gradient(strategy), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("mode", ["separate", "online"])
+def test_the_mean_penalty_weighs_every_task_alike_around_the_latest_weights() -> None:
+    """Task 4 has lam (F_1 + F_2 + F_3) / 3 around the weights of the third: the mean of tasks, gamma has no part."""
+    strategy, anchors, (first, second, third) = penalised("mean", gamma=0.5)
+    strategy.tasks_seen = 3
+    expected = 3.0 * (first + second + third) / 3 * (weights(strategy) - anchors[-1])
+    torch.testing.assert_close(gradient(strategy), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["separate", "online", "mean"])
 def test_what_is_added_to_the_gradient_is_the_penaltys_own(mode: str) -> None:
     """Autograd on (lam / 2) * sum of importance * (theta - anchor)^2."""
     strategy, _, _ = penalised(mode)
@@ -233,7 +242,7 @@ def test_a_training_step_descends_loss_plus_penalty() -> None:
 # ---------------------------------------------------------------------------------------------------------------- heads
 
 
-@pytest.mark.parametrize("mode", ["separate", "online"])
+@pytest.mark.parametrize("mode", ["separate", "online", "mean"])
 def test_a_new_head_has_no_anchor_and_an_old_one_stays_where_it_is(mode: str) -> None:
     """Momentum and weight decay would move an old head if the penalty handed it a gradient of zeros."""
     task = synthetic(optimizer="sgd", lr=0.05, momentum=0.9, weight_decay=0.1, reset_optimizer=False)
@@ -247,6 +256,20 @@ def test_a_new_head_has_no_anchor_and_an_old_one_stays_where_it_is(mode: str) ->
     strategy.train_task(experiences[1])
     assert torch.equal(strategy.model.head.heads["0"].blocks[0].weight, old)
     assert "head.heads.1.blocks.0.weight" in strategy.importance
+
+
+def test_over_a_run_the_mean_is_the_sum_by_the_number_of_tasks() -> None:
+    """On the third task lam = 8 with the mean is lam = 4 with the sum, from the same weights and Fishers."""
+    found = []
+    for mode, lam in (("online", 4.0), ("mean", 8.0)):
+        strategy, stream = made(synthetic("domain", n_tasks=3), "ewc", lam=0.0, mode=mode, fisher="exact")
+        first, second, third = list(stream.benchmark.train_stream)
+        strategy.train_task(first)
+        strategy.train_task(second)
+        strategy.config = replace(strategy.config, lam=lam)
+        strategy.train_task(third)
+        found.append(weights(strategy))
+    torch.testing.assert_close(*found)
 
 
 def test_strength_and_estimator_change_the_weights() -> None:

@@ -5,7 +5,10 @@ Paper      Kirkpatrick et al. 2017, PNAS 114(13), doi:10.1073/pnas.1611835114; o
 Method     after task k, with weights theta*_k,  F_k = E_x E_{y ~ p(y|x)} [ (d log p(y|x) / d theta)^2 ],
            then train on the loss + (lam / 2) * sum_k F_k (theta - theta*_k)^2         (separate)
            or, with F~_k = gamma F~_{k-1} + F_k,
-                               + (lam / 2) * gamma F~ (theta - theta*)^2               (online, theta* the latest).
+                               + (lam / 2) * gamma F~ (theta - theta*)^2               (online, theta* the latest)
+           or, with the mean instead of the sum,
+                               + (lam / 2) * (1 / k) sum_k F_k (theta - theta*)^2      (mean, theta* the latest), as in
+           the code of Serrà et al. 2018 (HAT), arXiv:1801.01423.
 Estimators of F (van de Ven 2025, "On the computation of the Fisher information in continual learning"; lam means
            something else under each):
            exact      the expectation over labels in full, one sample at a time
@@ -18,7 +21,7 @@ Departs    separate: the sum of the tasks' quadratics is kept as one, S = sum_k 
            anchors, which has the same gradient (tests/test_ewc.py) and needs 2 P values whatever the number of tasks.
            A parameter born later (a new head) has no anchor for earlier tasks. The penalty enters as its gradient,
            before clipping; the loss that is checked for NaN is the cross-entropy alone.
-Stores     separate: 2 P values, importance and anchor of every parameter of earlier tasks. online: P values, the
+Stores     separate: 2 P values, importance and anchor of every parameter of earlier tasks. online, mean: P values, the
            importance; the anchor is the weights themselves until a task trains, and P values more while it does.
 """
 
@@ -51,8 +54,8 @@ class EWC(Anchored):
         """Strength of the penalty; its scale depends on the estimator."""
         fisher: Estimator
         """How the Fisher diagonal is estimated."""
-        mode: Literal["separate", "online"]
-        """One quadratic per task, or one for all of them."""
+        mode: Literal["separate", "online", "mean"]
+        """One quadratic per task; one for all, of the decayed sum of their Fishers; or one of their mean."""
         fisher_samples: Annotated[int, Field(ge=0)] = 0
         """Training samples of a task used for its Fisher; 0 uses all."""
         fisher_batch_size: Annotated[int, Field(gt=0)] = 128
@@ -63,8 +66,12 @@ class EWC(Anchored):
     stores: ClassVar[tuple[str, ...]] = ("importance", "anchor")
 
     def strength(self) -> float:
-        """Return lam, times gamma in the online mode: a task is held to the Fisher of its past, already decayed."""
-        return float(self.config.lam * (self.config.gamma if self.config.mode == "online" else 1.0))
+        """Return lam, times gamma in the online mode: a task is held to the Fisher of its past, already decayed.
+
+        In the mean mode lam over the tasks seen: what is kept is the sum of their Fishers.
+        """
+        factor = {"separate": 1.0, "online": self.config.gamma, "mean": 1 / max(1, self.tasks_seen)}
+        return float(self.config.lam * factor[self.config.mode])
 
     def before_task(self, experience: DatasetExperience) -> None:
         """Hold what earlier tasks care for to their merged anchor, or to where the last one left it."""
@@ -81,9 +88,9 @@ class EWC(Anchored):
             if self.config.mode == "separate":
                 self._merge(name, fisher[name], parameter.detach().clone())
             else:
-                old = self.importance.get(name)
-                self.importance[name] = fisher[name] if old is None else self.config.gamma * old + fisher[name]
-        if self.config.mode == "online":
+                old, kept = self.importance.get(name), self.config.gamma if self.config.mode == "online" else 1.0
+                self.importance[name] = fisher[name] if old is None else kept * old + fisher[name]
+        if self.config.mode != "separate":
             self.release()
 
     def _merge(self, name: str, new: Tensor, here: Tensor) -> None:
