@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from clbench.nets import shared
 from clbench.nets.shared.features import WeightMaps
 from clbench.nets.shared.linked import Link, LinkedConv2d, LinkedLinear, check_links, links
 from clbench.nets.shared.maps import (
@@ -366,6 +367,16 @@ def test_the_links_of_a_net_are_listed_with_their_sources_and_seen_when_it_is_pr
     net = Net()
     assert links(net) == {"again": "conv", "linked": "linear"}
     assert "(linked): LinkedLinear(\n    source=Linear of weight (8, 8)" in repr(net)
+
+
+def test_the_example_of_the_package_runs_as_printed() -> None:
+    """The first weight is shared with the twin and looked at by the link; Repeat says how often."""
+    code = "\n".join(line[4:] for line in (shared.__doc__ or "").splitlines() if line.startswith("    "))
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert links(names["net"]) == {"1": "0"}
+    assert names["twin"][0].weight is names["net"][0].weight
+    assert "times=3" in repr(names["net"])
 
 
 def test_a_link_borrows_what_its_functions_look_at() -> None:

@@ -47,6 +47,10 @@ class Repeat(nn.Module):
         self.times = times
         self.between = between
 
+    def extra_repr(self) -> str:
+        """Return how often, for `print(net)`."""
+        return f"times={self.times}"
+
     def forward(self, x: Tensor) -> Tensor:
         """Return what the last application yields."""
         return apply_again(self.layer, self.times, self.between, x)
