@@ -545,3 +545,20 @@ def test_embeddings_of_chunks_are_drawn_first_then_the_body_what_measures_it_and
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["full", "structured", "lowrank"])
+def test_births_come_on_top_of_biases_that_are_drawn(kind: str) -> None:
+    """By the rule "plain" a head's biases are drawn like its weights, within 1 / sqrt(4) here, whatever they make.
+
+    All 23 outputs' biases, fewer of low rank, are drawn: none is 0. The two of the norm's weight, and they alone, have 1
+    added: they lie within 1/2 of 1, the others within 1/2 of 0.
+    """
+    sizes: dict[str, dict[str, Any]] = {"full": {}, "structured": {}, "lowrank": {"rank": 1}}
+    generator = GENERATORS[kind](Target(Small()), embedding_size=3, hidden=(4,), init="plain", **sizes[kind])  # type: ignore[call-arg]
+    heads = [module for name, module in generator.named_modules() if "head" in name and isinstance(module, Joint)]
+    biases = torch.cat([head.bias.detach() for head in heads])
+    assert (biases != 0).all()
+    assert biases.unique().numel() == biases.numel()
+    assert int((biases > 0.5).sum()) == 2
+    assert (biases.abs() <= 1.5).all()

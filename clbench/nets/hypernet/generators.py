@@ -138,7 +138,7 @@ class Joint(nn.Module):
 
     @torch.no_grad()
     def begin(self, init: Init, generator: torch.Generator, size: float, made: Sequence[Made]) -> None:
-        """Draw as a head: so that what it makes begins as wanted; or by a rule `ALONE`, births set all the same.
+        """Draw as a head: so that what it makes begins as wanted; or by a rule `ALONE`. Births come on top of either.
 
         Args:
             init: see `init.py`.
@@ -151,7 +151,8 @@ class Joint(nn.Module):
         else:
             self.draw(torch.cat([torch.full((one.count,), one.variance / size) for one in made]), generator)
         if any(one.birth for one in made):
-            self.bias.copy_(torch.cat([torch.full((one.count,), one.birth) for one in made]))
+            # Added, as "plain" draws biases: those of what is born at 0 stay as they were drawn.
+            self.bias.add_(torch.cat([torch.full((one.count,), one.birth) for one in made]).to(self.bias))
 
 
 class Body(nn.Module):
