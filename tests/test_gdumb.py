@@ -175,3 +175,11 @@ def test_what_is_kept_is_counted_to_the_byte() -> None:
     assert counted.replay_samples == 32
     assert counted.replay_bytes == 32 * (64 + 16 + 1)
     assert counted.keep_learning_bytes == counted.parameter_bytes + counted.replay_bytes
+
+
+def test_the_learners_optimiser_knows_nothing_of_the_learner_before() -> None:
+    """Where a budget lets optimisers live on, as GDumb's own does not: the net is another one, and so is what trains it."""
+    strategy, stream = made(synthetic("class", n_tasks=2, reset_optimizer=False), "gdumb", buffer=40)
+    strategy.train(list(stream.benchmark.train_stream))
+    optimised = [parameter for group in strategy.optimizer.param_groups for parameter in group["params"]]
+    assert list(map(id, optimised)) == list(map(id, strategy.model.parameters()))
