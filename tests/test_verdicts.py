@@ -210,6 +210,20 @@ def test_a_single_published_run_is_judged_with_its_own_scatter(n: int) -> None:
     assert float(bare.mean()) > 0.15
 
 
+def test_a_source_without_spread_that_scatters_more_than_ours_differs_too_often() -> None:
+    """3 runs of ours, one of a source that scatters k times as much, means equal.
+
+    The difference has deviation sqrt(1/3 + k^2), its half-width is s t sqrt(1/3 + 1) with t of 2 degrees of freedom: so
+    it is beyond with the chance that Student's t is beyond t sqrt((1/3 + 1) / (1/3 + k^2)): 5 % for k = 1, 24.5 % for 3.
+    """
+    for k, said in ((1.0, 0.05), (3.0, 0.245)):
+        exact = 2 * stats.t.sf(stats.t.ppf(0.975, 2) * np.sqrt((1 / 3 + 1) / (1 / 3 + k**2)), 2)
+        assert exact == pytest.approx(said, abs=0.001)
+        (ours, our_std), (theirs, _) = sampled(1.0, 3, 2), sampled(k, 1, 1)
+        share = unequal(ours - theirs, half_width(0.05, our_std, 3, None, 1)).mean()
+        assert share == pytest.approx(exact, abs=0.01)
+
+
 @pytest.mark.parametrize("n", [5, 10, 20, 30])
 def test_as_many_seeds_as_the_papers_show_equal_means_to_be_equal(n: int) -> None:
     """The resolution is the margin for which that chance is 80 %."""

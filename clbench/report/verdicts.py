@@ -5,12 +5,14 @@ Verdict    reproduced     the means over all seeds, ours and the paper's, lie le
                           Schuirmann 1987). A difference that is real but inside the margin is reproduced, too.
            differs        else, they are not equal: the 95 % interval leaves 0 out.
            under-powered  neither can be said (the four outcomes of both tests together: Lakens 2017).
-           So means a margin apart pass as the same, and equal means as different, at most once in twenty times each.
+           So means a margin apart pass as the same, and equal means as different, about once in twenty times at most.
 Interval   for unequal variances: Welch's standard error, with the quantile of Cochran & Cox 1950. Welch's degrees of
            freedom are estimated from the deviations: with 3 runs against 30 they pass equal means as different in 7.6 %
            of the cases, with 2 in 13 %; this quantile does in 4.5 and 5.7 %. The two agree for many runs.
            Where a source states no spread, its runs are taken to scatter as ours do, and one run to be behind it unless
-           it says how many: the chance in its number is never left out.
+           it says how many: the chance in its number is never left out. That is an assumption, and no test of ours
+           can check it: of a source that scatters three times as much, equal means pass as different in a quarter of
+           the cases, with 3 runs of ours against one.
 Margin     `resolution`: what the source's own experiment, done twice, could show to be absent, but for small ones; see
            `published.margin_of`.
 Seeds      how many of ours would decide: the fewest with which a verdict is passed with a chance of 80 %, were our true
