@@ -41,7 +41,7 @@ from torch import nn
 
 from benchmarks.loading import images
 from benchmarks.tables import options, table
-from benchmarks.timing import machine, seconds
+from benchmarks.timing import Seconds, machine, seconds, take_turns
 from clbench.environment import choose_device
 from clbench.loading import Batch
 from clbench.nets.shared.linked import Link, LinkedConv2d, LinkedLinear
@@ -62,8 +62,6 @@ MASK_BAR = 1.25
 """Most that a masked training step may take, in steps of fine-tuning."""
 MASKED = ("wsn", "supsup", "packnet", "hat", "xdg", "batch_ensemble")
 OPTIMISER, ARITHMETIC = BOUNDS = ("bound: optimiser", "bound: its arithmetic")
-Seconds = dict[str, list[float]]
-"""What each side took, by turn."""
 
 
 # -------------------------------------------------------------------------------------------------------- linked layers
@@ -93,7 +91,6 @@ def layers(kind: str, device: torch.device) -> dict[str, nn.Module]:
 def time_links(shape: tuple[int, ...], steps: int, repeats: int, device: torch.device) -> Seconds:
     """Return what forward and backward of each layer took on inputs of a shape; a first turn is thrown away."""
     sides = layers("conv" if len(shape) == 4 else "linear", device)
-    found: Seconds = {name: [] for name in sides}
     x = torch.randn(shape, device=device, requires_grad=True)
 
     def run(module: nn.Module) -> None:
@@ -103,12 +100,7 @@ def time_links(shape: tuple[int, ...], steps: int, repeats: int, device: torch.d
                 value.grad = None
             torch.autograd.backward(module(x).sum())
 
-    for turn in range(repeats + 1):
-        for name in list(sides) if turn % 2 else list(sides)[::-1]:
-            took = seconds(partial(run, sides[name]), device)
-            if turn:
-                found[name].append(took)
-    return found
+    return take_turns({name: partial(seconds, partial(run, module), device) for name, module in sides.items()}, repeats)
 
 
 # --------------------------------------------------------------------------------------------------------- masked steps
@@ -195,13 +187,7 @@ def bound(learner: Strategy, side: str) -> None:
 def time_masks(protocol: Protocol, repeats: int, device: torch.device) -> Seconds:
     """Return what a step of each method took, by turn; a first turn, cold, is thrown away."""
     sides = ["finetune", *MASKED, *BOUNDS]
-    found: Seconds = {name: [] for name in sides}
-    for turn in range(repeats + 1):
-        for name in sides if turn % 2 else sides[::-1]:
-            took = time_steps(protocol, name, device)
-            if turn:
-                found[name].append(took)
-    return found
+    return take_turns({side: partial(time_steps, protocol, side, device) for side in sides}, repeats)
 
 
 # ----------------------------------------------------------------------------------------------------------- the tables

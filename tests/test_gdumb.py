@@ -178,7 +178,7 @@ def test_what_is_kept_is_counted_to_the_byte() -> None:
 
 
 def test_the_learners_optimiser_knows_nothing_of_the_learner_before() -> None:
-    """Where a budget lets optimisers live on, as GDumb's own does not: the net is another one, and so is what trains it."""
+    """Where a budget lets optimisers live on, as GDumb's own does not: another net has another one."""
     strategy, stream = made(synthetic("class", n_tasks=2, reset_optimizer=False), "gdumb", buffer=40)
     strategy.train(list(stream.benchmark.train_stream))
     optimised = [parameter for group in strategy.optimizer.param_groups for parameter in group["params"]]

@@ -551,8 +551,8 @@ def test_embeddings_of_chunks_are_drawn_first_then_the_body_what_measures_it_and
 def test_births_come_on_top_of_biases_that_are_drawn(kind: str) -> None:
     """By the rule "plain" a head's biases are drawn like its weights, within 1 / sqrt(4) here, whatever they make.
 
-    All 23 outputs' biases, fewer of low rank, are drawn: none is 0. The two of the norm's weight, and they alone, have 1
-    added: they lie within 1/2 of 1, the others within 1/2 of 0.
+    The biases of all outputs are drawn, so none is 0. The two of the norm's weight, and they alone, have 1 added: they
+    lie within 1/2 of 1, the others within 1/2 of 0.
     """
     sizes: dict[str, dict[str, Any]] = {"full": {}, "structured": {}, "lowrank": {"rank": 1}}
     generator = GENERATORS[kind](Target(Small()), embedding_size=3, hidden=(4,), init="plain", **sizes[kind])  # type: ignore[call-arg]

@@ -214,7 +214,7 @@ def test_a_source_without_spread_that_scatters_more_than_ours_differs_too_often(
     """3 runs of ours, one of a source that scatters k times as much, means equal.
 
     The difference has deviation sqrt(1/3 + k^2), its half-width is s t sqrt(1/3 + 1) with t of 2 degrees of freedom: so
-    it is beyond with the chance that Student's t is beyond t sqrt((1/3 + 1) / (1/3 + k^2)): 5 % for k = 1, 24.5 % for 3.
+    0 is left out with the chance that Student's t exceeds t sqrt((1/3 + 1) / (1/3 + k^2)): 5 % for k = 1, 24.5 % for 3.
     """
     for k, said in ((1.0, 0.05), (3.0, 0.245)):
         exact = 2 * stats.t.sf(stats.t.ppf(0.975, 2) * np.sqrt((1 / 3 + 1) / (1 / 3 + k**2)), 2)
