@@ -559,6 +559,6 @@ def test_births_come_on_top_of_biases_that_are_drawn(kind: str) -> None:
     heads = [module for name, module in generator.named_modules() if "head" in name and isinstance(module, Joint)]
     biases = torch.cat([head.bias.detach() for head in heads])
     assert (biases != 0).all()
-    assert biases.unique().numel() == biases.numel()
+    assert len(set(biases.tolist())) == len(biases)
     assert int((biases > 0.5).sum()) == 2
     assert (biases.abs() <= 1.5).all()
