@@ -22,23 +22,20 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from clbench.errors import UserError
+from clbench.record_parts import Imported, Part, nan_to_null, null_to_nan
 
 SCHEMA = 1
 
 Status = Literal["done", "failed", "interrupted"]
 
-_LATER = ("auroc", "auroc_init", "inferred", "widths", "units", "sharing", "generation")
+_LATER = ("auroc", "auroc_init", "inferred", "widths", "units", "sharing", "generation", "imported")
 """Keys that older files of this schema do not have."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TaskInfo(_Part):
+class TaskInfo(Part):
     """The protocol a run followed: `hash` covers everything that changes numbers."""
 
     name: str
@@ -51,7 +48,7 @@ class TaskInfo(_Part):
     """The training budget of the protocol (before a baseline's own changes)."""
 
 
-class BaselineInfo(_Part):
+class BaselineInfo(Part):
     """The method: `label` is the name in tables, `<name>` or `<name>@<hash>` for a run with overridden settings."""
 
     name: str
@@ -68,7 +65,7 @@ class BaselineInfo(_Part):
     """Where the settings come from: "paper", "authors' code" or "ours: ..."."""
 
 
-class Code(_Part):
+class Code(Part):
     """Which clbench ran. `commit` is None outside a checkout."""
 
     version: str
@@ -76,12 +73,13 @@ class Code(_Part):
     dirty: bool | None
 
 
-class Environment(_Part):
+class Environment(Part):
     """Where it ran. Records of different `device` are never averaged together."""
 
-    device: Literal["cpu", "cuda"]
+    device: Literal["cpu", "cuda", "unknown"]
+    """unknown: of results that another tool made."""
     device_name: str
-    threads: int
+    threads: int | None
     python: str
     torch: str
     cuda: str | None
@@ -89,7 +87,7 @@ class Environment(_Part):
     platform: str
 
 
-class Footprint(_Part):
+class Footprint(Part):
     """What a strategy keeps after a task. Elements for parameters, bytes for everything else; each storage once."""
 
     parameters: int
@@ -113,7 +111,7 @@ class Footprint(_Part):
     """Bytes needed to go on learning: the tensors of a checkpoint."""
 
 
-class Peak(_Part):
+class Peak(Part):
     """The highest memory of one phase above the level before it, bytes. Unknown is None, never 0."""
 
     allocated_bytes: int | None
@@ -126,21 +124,21 @@ class Peak(_Part):
     """What measured `allocated_bytes`: "cuda", "allocator", "profiler" or "none"."""
 
 
-class Timing(_Part):
+class Timing(Part):
     """Wall-clock seconds per task and phase, and how fast training ran."""
 
     started: str
-    """UTC, ISO 8601."""
+    """UTC, ISO 8601; empty where nobody knows."""
     seconds: list[dict[str, float]]
     """One entry a task: phase -> seconds."""
-    total_seconds: float
+    total_seconds: float | None
     train_samples_per_second: float | None
 
 
 GrowthKind = Literal["added", "pruned", "split", "reused"]
 
 
-class GrowthEvent(_Part):
+class GrowthEvent(Part):
     """One change of a network's size, or one use of units that were there already."""
 
     after_task: int
@@ -154,7 +152,7 @@ class GrowthEvent(_Part):
     """reused: index of the task during which these units were born."""
 
 
-class TaskShare(_Part):
+class TaskShare(Part):
     """What one task uses when it answers. Elements are those of parameters."""
 
     task: int
@@ -166,7 +164,7 @@ class TaskShare(_Part):
     """Likewise, masks and buffers included."""
 
 
-class TensorUse(_Part):
+class TensorUse(Part):
     """A row of the sharing map: a parameter, or all parameters that one task alone uses, wholly."""
 
     name: str
@@ -179,7 +177,7 @@ class TensorUse(_Part):
     """(T,): share of it that each task uses, in the order of `Sharing.tasks`; six decimals."""
 
 
-class Sharing(_Part):
+class Sharing(Part):
     """What tasks share, each element of memory once; `clbench.sharing` defines every number."""
 
     parameters_used: int
@@ -202,7 +200,7 @@ class Sharing(_Part):
     map: list[TensorUse]
 
 
-class Generation(_Part):
+class Generation(Part):
     """What generates a net's weights, and how much of it is generated. Heads are on neither side."""
 
     target_parameters: int
@@ -215,7 +213,7 @@ class Generation(_Part):
     """Of the generator, as it was built."""
 
 
-class RunRecord(_Part):
+class RunRecord(Part):
     """One run of one baseline on one task stream with one seed."""
 
     schema_number: int = SCHEMA
@@ -228,9 +226,10 @@ class RunRecord(_Part):
     data: dict[str, str]
     """Fingerprint of every data set used."""
     acc: list[list[float]]
-    """(rows so far, T): acc[i][j] = test accuracy on task j after training on task i, fractions in [0, 1]."""
+    """(rows so far, T): acc[i][j] = test accuracy on task j after training on task i, fractions in [0, 1]; of imported
+    records NaN (null in the file) above the diagonal where nobody measured it."""
     acc_init: list[float]
-    """(T,): test accuracy on every task before any training; the reference of forward transfer."""
+    """(T,): test accuracy on every task before any training; the reference of forward transfer. Likewise."""
     auroc: list[list[float]] | None = None
     """(rows so far, T), shaped like `acc`: mean one-against-rest area under the ROC curve (`metrics.auroc`), in
     [0, 1]; None where the task's recipe does not ask for it."""
@@ -239,7 +238,7 @@ class RunRecord(_Part):
     inferred: list[list[float]] | None = None
     """(rows so far, T), shaped like `acc`: accuracy where the task is not named but inferred among those learned, as
     the one whose answer has the lowest entropy; 0 on tasks not learned yet. None where the recipe does not ask."""
-    single_task_parameters: int
+    single_task_parameters: int | None
     """Elements of the net that would serve the first task alone: the unit of "x one task's net"."""
     footprints: list[Footprint]
     """One a task."""
@@ -253,12 +252,16 @@ class RunRecord(_Part):
     """Of a finished run: which parameters serve which task, and what each task added."""
     generation: Generation | None = None
     """Of methods whose net's weights are generated, after the last task learned."""
+    imported: Imported | None = None
+    """Where another tool's result comes from; None for runs of this suite."""
     error: str | None = None
     """One line; set when status is "failed"."""
     traceback: str | None = None
     peaks: list[dict[str, Peak]]
     """One entry a task: phase (train, grow, consolidate, evaluate) -> peak."""
     timing: Timing
+
+    _read = field_validator("acc", "acc_init", mode="before")(null_to_nan)
 
     @property
     def matrix(self) -> NDArray[np.float64]:
@@ -278,7 +281,10 @@ class RunRecord(_Part):
         for byte, what this writes.
         """
         empty = {name for name in _LATER if not getattr(self, name)}
-        return json.dumps(self.model_dump(mode="json", exclude=empty), indent=1, allow_nan=False) + "\n"
+        content = self.model_dump(mode="json", exclude=empty)
+        if self.imported is not None:
+            content |= {name: nan_to_null(content[name]) for name in ("acc", "acc_init")}
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
     def save(self, runs: Path) -> Path:
         """Write the record under `runs`, atomically; return its path.
@@ -390,6 +396,9 @@ def _shape_problem(record: RunRecord) -> str:
     if record.status == "done" and len(record.acc_init) != n_tasks:
         return f"acc_init: {len(record.acc_init)} values for {n_tasks} tasks"
     values = [value for row in record.acc for value in row] + list(record.acc_init)
+    if record.imported is not None:
+        learned = [value for i, row in enumerate(record.acc) for value in row[: i + 1]]
+        values = learned + [value for value in values if not math.isnan(value)]
     if any(not math.isfinite(value) or not 0 <= value <= 1 for value in values):
         return "acc: a value outside [0, 1]"
     more = _auroc_problem(record) or _inferred_problem(record) or _units_problem(record)

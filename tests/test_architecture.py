@@ -25,7 +25,9 @@ ALLOWED: dict[str, set[str]] = {
     "imports": {"errors"},
     "recipes": PLAIN,
     "tuning": PLAIN | {"recipes"},
-    "records": {"errors"},
+    "record_parts": set(),
+    "records": {"errors", "record_parts"},
+    "importing": PLAIN | {"", "importing", "metrics", "record_parts", "recipes", "records"},
     "metrics": set(),
     "nets": {"nets"},
     "tensors": set(),
@@ -68,7 +70,10 @@ ALLOWED: dict[str, set[str]] = {
     "doctor": {"", "errors", "data", "memory", "recipes"},
     "cli": {"", "commands", "errors"},
     "commands": PLAIN
-    | {"commands", "checks", "recipes", "records", "report", "sweep", "data", "scaffold", "doctor", "lab", "tuning"},
+    | {
+        "commands", "checks", "data", "doctor", "importing", "lab", "recipes", "records", "report", "scaffold", "sweep",
+        "tuning",
+    },
 }  # fmt: skip
 
 OUTSIDE: dict[str, set[str]] = {

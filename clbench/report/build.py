@@ -249,7 +249,7 @@ def _index(
 ) -> str:
     lines = ["# Results", "", "Generated from records by `clbench report`: edit nothing here.", ""]
     for task in selection.tasks:
-        runs = sum(len(block.runs) for block in task.blocks)
+        runs = len({id(run) for block in task.blocks for run in block.runs})
         count = len({group.label for block in task.blocks for group in block.groups})
         links = ", ".join(f"[{suffix}]({task.name}.{suffix})" for suffix in KINDS)
         lines += [f"## {task.blocks[-1].task.title}", "", f"{count} baselines, {runs} runs. Tables: {links}.", ""]

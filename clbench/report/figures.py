@@ -5,6 +5,7 @@ Letters: T tasks. Each function returns a `Plot`: its numbers now, its drawing w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -46,9 +47,8 @@ def plots(block: Block, looks: Mapping[str, Look]) -> list[Plot]:
 
 
 def _over_runs(values: list[float]) -> Estimate:
-    found = estimate(values)
-    assert found is not None  # a group has at least one run, and finished runs have every entry
-    return found
+    # What another tool did not measure is NaN over no run.
+    return estimate(values) or Estimate(math.nan, None, 0)
 
 
 def _matrix(group: Group) -> list[list[Estimate]]:
@@ -159,6 +159,8 @@ def accuracy_matrices(block: Block) -> Plot:
             axis.set_yticks(range(1, n_tasks + 1, max(1, -(-n_tasks // 5))))
             if n_tasks <= 5 and panel > 1.2:
                 for (i, j), value in np.ndenumerate(values):
+                    if math.isnan(value):
+                        continue
                     colour = "white" if value < 55 else "black"
                     axis.text(j + 1, i + 1, f"{value:.0f}", ha="center", va="center", fontsize=5.5, color=colour)
         for axis in axes[len(shown) :]:

@@ -225,7 +225,7 @@ def compare(records: Iterable[RunRecord], rows: Iterable[Row]) -> tuple[list[Com
         Comparisons by source, task, device and then in the order of the rows; and one line for each experiment with
         records that follow another version of the recipe.
     """
-    finished = [record for record in records if record.status == "done"]
+    finished = [record for record in records if record.status == "done" and record.imported is None]
     comparisons, problems = [], []
     for row in rows:
         experiment = row.experiment
@@ -244,10 +244,10 @@ def compare(records: Iterable[RunRecord], rows: Iterable[Row]) -> tuple[list[Com
     return comparisons, list(dict.fromkeys(problems))
 
 
-def _place(record: RunRecord) -> tuple[str, tuple[str, int]]:
+def _place(record: RunRecord) -> tuple[str, tuple[str, int | None]]:
     return _device(record), conditions(record)
 
 
 def _device(record: RunRecord) -> str:
     place = record.environment
-    return f"{place.device} ({place.device_name}), {place.threads} thread{'s' if place.threads > 1 else ''}"
+    return f"{place.device} ({place.device_name}), {place.threads} thread{'' if place.threads == 1 else 's'}"

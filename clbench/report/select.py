@@ -4,6 +4,7 @@ Runs of different devices are never averaged, nor are runs of different versions
 side by side, and a note says so. Every model of GPU is a device. Processors are one device, as they are in the names of
 records: they round differently, as seeds do, so that accuracies over several are of one distribution. Captions name
 them all, and seconds of different ones are not averaged. Runs that failed or were interrupted are listed, not averaged.
+Results of other tools stand beside ours in every block of their protocol, in groups of their own, marked with the tool.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ class Group:
     """By seed."""
 
     @property
+    def imported(self) -> bool:
+        """Whether the runs are another tool's: of no known device, and never paired by seed with ours."""
+        return self.runs[0].imported is not None
+
+    @property
     def starred(self) -> bool:
         """Whether the baseline departs from the task's training budget or model."""
         return bool(self.baseline.departures)
@@ -58,6 +64,8 @@ class Block:
     @property
     def where(self) -> str:
         """The device in words."""
+        if self.device == "unknown":
+            return "a device that nobody knows"
         return f"{self.device} ({self.device_name})" if self.device_name else self.device
 
     @property
@@ -152,9 +160,13 @@ def device_names(runs: Iterable[RunRecord]) -> str:
 
 def _task_blocks(name: str, members: dict[tuple[int, str, str, str], list[RunRecord]]) -> TaskBlocks:
     blocks, notes = [], []
+    own = {key[:2] for key in members if key[2] != "unknown"}
     for key in sorted(members):
+        if key[2] == "unknown" and key[:2] in own:
+            continue  # beside our own, below
         records = members[key]
-        groups, more = _groups(records)
+        foreign = members.get((*key[:2], "unknown", ""), []) if key[2] != "unknown" else []
+        groups, more = _groups([*records, *foreign])
         blocks.append(Block(records[0].task, key[2], device_names(records), groups))
         notes += [f"{name}: {note}" for note in more]
     protocols = sorted({(block.task.version, block.task.hash) for block in blocks})
@@ -171,7 +183,7 @@ def _groups(records: list[RunRecord]) -> tuple[tuple[Group, ...], list[str]]:
         digest = record.baseline.hash
         if conditions(record) != usual:
             digest = content_hash([digest, *conditions(record)])
-        members.setdefault((record.baseline.label, digest), []).append(record)
+        members.setdefault((label_of(record), digest), []).append(record)
     counts: dict[str, int] = {}
     for label, _ in members:
         counts[label] = counts.get(label, 0) + 1
@@ -191,7 +203,12 @@ def _groups(records: list[RunRecord]) -> tuple[tuple[Group, ...], list[str]]:
     return tuple(sorted(groups, key=lambda group: (family_rank(group.baseline.family), group.label))), notes
 
 
-def conditions(record: RunRecord) -> tuple[str, int]:
+def label_of(record: RunRecord) -> str:
+    """Return what a run is called in tables and figures: its label, and the tool where that is another."""
+    return record.baseline.label + (f" ({record.imported.tool})" if record.imported else "")
+
+
+def conditions(record: RunRecord) -> tuple[str, int | None]:
     """Return what numbers depend on besides recipe, seed and device: the data and the number of threads."""
     return content_hash(record.data), record.environment.threads
 

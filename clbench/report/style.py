@@ -79,12 +79,14 @@ class Look:
 def looks(labels: Sequence[str]) -> dict[str, Look]:
     """Return a look for every label: greys for the bounds, colour-blind-safe colours and markers for the rest.
 
-    Overridden variants (`<name>@<hash>`) come after the plain names, so that trying one out moves no other colour.
+    Overridden variants (`<name>@<hash>`) and results of other tools (`<name> (<tool>)`) come after the plain names, so
+    that trying one out moves no other colour.
     """
     palette = [mpl.colors.to_hex(colour) for colour in seaborn.color_palette("colorblind", 10)]
     # The grey is kept for the bounds; pink and yellow, pale on white, are replaced by darker colours.
     order = [*palette[:6], palette[9], _INDIGO, _OLIVE]
-    rest = sorted((label for label in set(labels) if label not in _BOUNDS), key=lambda label: ("@" in label, label))
+    others = set(labels) - set(_BOUNDS)
+    rest = sorted(others, key=lambda label: ("(" in label, "@" in label, label))
     found = {label: Look(*_BOUNDS[label]) for label in labels if label in _BOUNDS}
     for i, label in enumerate(rest):
         line = ("-", "--", ":", "-.")[i // len(order) % 4]

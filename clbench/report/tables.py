@@ -155,12 +155,24 @@ def notes(task: TaskBlocks) -> list[str]:
             if group.starred:
                 changes = ", ".join(_departure(block, key, value) for key, value in group.baseline.departures.items())
                 lines.append(f"{group.label}*: {changes}")
+            if group.imported:
+                lines.append(_imported(group))
+                continue
             base = plain.get(group.baseline.name)
             if base is not None and group.baseline.label != group.baseline.name:
                 changes = _overridden(group, base)
                 if changes:
                     lines.append(f"{group.label}: {changes}")
     return [*dict.fromkeys(lines), *task.notes]
+
+
+def _imported(group: Group) -> str:
+    """Return where the results of another tool are from, and what was to be said of its files."""
+    sources = [run.imported for run in group.runs if run.imported is not None]
+    files = ", ".join(dict.fromkeys(f"{source.file} (sha256 {source.sha256[:12]})" for source in sources))
+    said = dict.fromkeys(note for source in sources for note in source.notes)
+    start = f"{group.label}: imported from {files}; not run here, scored here; device, settings and costs unknown"
+    return "; ".join([start, *said])
 
 
 def _departure(block: Block, key: str, value: object) -> str:
