@@ -35,6 +35,23 @@ class Imported(Part):
     """What there was to say of the file, a line each."""
 
 
+class Flops(Part):
+    """Floating-point operations after one task; `clbench.flops` says what is counted. Unknown is None, never 0."""
+
+    step: int | None
+    """Of one training step, of the kind that there were most of."""
+    step_samples: int
+    """Samples that went through it, replayed ones included."""
+    steps: int
+    """Training steps of the task, all phases."""
+    train: int | None
+    """Of all of them."""
+    answer: int | None
+    """Of one answer to one sample of the task, alone in its batch, after the task was learned."""
+    why: str = ""
+    """Why something is None."""
+
+
 def null_to_nan(value: Any) -> Any:
     """Return numbers in nested lists with NaN for None: JSON has no NaN."""
     if isinstance(value, list):

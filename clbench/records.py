@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, field_validator
 
 from clbench.errors import UserError
-from clbench.record_parts import Imported, Part, nan_to_null, null_to_nan
+from clbench.record_parts import Flops, Imported, Part, nan_to_null, null_to_nan
 
 SCHEMA = 1
 
 Status = Literal["done", "failed", "interrupted"]
 
-_LATER = ("auroc", "auroc_init", "inferred", "widths", "units", "sharing", "generation", "imported")
+_LATER = ("auroc", "auroc_init", "inferred", "widths", "units", "sharing", "generation", "imported", "flops")
 """Keys that older files of this schema do not have."""
 
 
@@ -252,6 +252,8 @@ class RunRecord(Part):
     """Of a finished run: which parameters serve which task, and what each task added."""
     generation: Generation | None = None
     """Of methods whose net's weights are generated, after the last task learned."""
+    flops: list[Flops] = Field(default_factory=list)
+    """One a task; empty where they were not counted."""
     imported: Imported | None = None
     """Where another tool's result comes from; None for runs of this suite."""
     error: str | None = None

@@ -14,21 +14,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import math
-import sys
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from clbench import checkpoint
-from clbench.environment import choose_device, code_version, environment
+from clbench.books import Books
+from clbench.environment import choose_device
 from clbench.errors import UserError
+from clbench.flops import StepCounter, of_answer
 from clbench.footprint import footprint
 from clbench.imports import load_object
 from clbench.loading import tasks_in
@@ -37,25 +34,12 @@ from clbench.nets import HeadedNet, build_head, build_trunk
 from clbench.nets.shared.linked import check_links
 from clbench.process import memory_kept, reproducible, stoppable
 from clbench.recipes import Experiment, load_baseline, load_task, resolve
-from clbench.records import (
-    BaselineInfo,
-    Code,
-    Footprint,
-    Generation,
-    GrowthEvent,
-    Peak,
-    RunRecord,
-    Sharing,
-    TaskInfo,
-    Timing,
-    record_path,
-)
+from clbench.records import RunRecord, record_path
 from clbench.seeds import derive
 from clbench.sharing import sharing
 from clbench.specs import BaselineSpec, ModelSpec, OwnModel, Scenario, TaskSpec
 from clbench.strategies.base import Setup, Strategy
 from clbench.strategies.build import build, resolved_settings
-from clbench.strategies.evaluation import Evaluation
 from clbench.strategies.foreign import Foreign
 from clbench.streams import Stream, make_stream
 
@@ -73,6 +57,7 @@ def run(
     threads: int = 1,
     data_root: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    count_flops: bool = True,
 ) -> RunRecord:
     """Run one baseline on one task stream with one seed.
 
@@ -86,6 +71,7 @@ def run(
         threads: CPU threads of torch's kernels; part of the record, because numbers depend on it.
         data_root: the data cache; None for the user's.
         progress: called as `progress(tasks done, T)`.
+        count_flops: count the operations of training steps and answers; changes no other number.
 
     Returns:
         The record; of status "failed" when the strategy raised, diverged or ran out of memory.
@@ -101,7 +87,7 @@ def run(
     stream = make_stream(task_spec.stream, seed, where, data_root)
     check_classes(task_spec, stream)
     with reproducible(seed, threads), stoppable(), memory_kept():
-        books = _Books(experiment, seed, where, threads, stream.fingerprints)
+        books = Books(experiment, seed, where, threads, stream.fingerprints, count_flops)
         path = checkpoint_path(out, experiment, seed, where) if out is not None else None
         try:
             _learn(books, stream, path, progress)
@@ -125,7 +111,7 @@ def run(
     return record
 
 
-def _learn(books: _Books, stream: Stream, path: Path | None, progress: Callable[[int, int], None] | None) -> None:
+def _learn(books: Books, stream: Stream, path: Path | None, progress: Callable[[int, int], None] | None) -> None:
     """The loop over tasks."""
     experiment, device = books.experiment, books.device
     new_net = net_factory(experiment, stream, books.seed)
@@ -134,6 +120,9 @@ def _learn(books: _Books, stream: Stream, path: Path | None, progress: Callable[
     strategy = build(experiment, setup)
     meter = Meter(device)
     strategy.phase = meter.phase
+    counter = StepCounter(lambda: strategy.samples_trained) if books.counts_flops else None
+    if counter is not None:
+        strategy.counting = counter
     tests = list(stream.benchmark.test_stream)
     wanted, infers = experiment.task.auroc, experiment.task.entropy
     learned: dict[int, None] = {}
@@ -160,6 +149,9 @@ def _learn(books: _Books, stream: Stream, path: Path | None, progress: Callable[
             books.grown(strategy)
         holdings = strategy.holdings()
         books.footprints.append(footprint(holdings))
+        if counter is not None:
+            answer = strategy.evaluate if isinstance(strategy, Strategy) else strategy.evaluate_one
+            books.flops.append(counter.take(*of_answer(answer, tests[index])))
         peaks, seconds = meter.take()
         books.peaks.append(peaks)
         books.seconds.append(seconds)
@@ -188,154 +180,6 @@ def check_classes(task: TaskSpec, stream: Stream) -> None:
             raise UserError(f"task '{task.name}': {name} needs two classes a task; of one class: task {found}")
 
 
-# ------------------------------------------------------------------------------------------------------------ the books
-
-
-@dataclass
-class _Books:
-    """What a run has to show so far."""
-
-    experiment: Experiment
-    seed: int
-    device: torch.device
-    threads: int
-    fingerprints: dict[str, str]
-    status: Literal["done", "failed", "interrupted"] = "interrupted"
-    acc: list[list[float]] = field(default_factory=list)
-    acc_init: list[float] = field(default_factory=list)
-    auroc: list[list[float]] | None = None
-    auroc_init: list[float] | None = None
-    inferred: list[list[float]] | None = None
-    growth: list[GrowthEvent] = field(default_factory=list)
-    widths: list[dict[str, int]] = field(default_factory=list)
-    units: list[dict[str, list[tuple[int, int]]]] = field(default_factory=list)
-    sharing: Sharing | None = None
-    generation: Generation | None = None
-    footprints: list[Footprint] = field(default_factory=list)
-    peaks: list[dict[str, Peak]] = field(default_factory=list)
-    seconds: list[dict[str, float]] = field(default_factory=list)
-    samples: int = 0
-    single_task_parameters: int = 0
-    error: str | None = None
-    trace: str | None = None
-    code: Code = field(default_factory=code_version)
-    """As it was when the run began: a checkout may move on meanwhile."""
-    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-
-    def start(self, found: Sequence[Evaluation]) -> None:
-        """Enter the answers to every task (T,) before any training."""
-        self.acc_init = [one.accuracy for one in found]
-        if self.experiment.task.auroc:
-            self.auroc, self.auroc_init = [], _areas(found, "before training")
-        self.inferred = [] if self.experiment.task.entropy else None
-
-    def learned(self, found: Sequence[Evaluation], inferred: list[float] | None) -> None:
-        """Enter the answers to every task (T,) after another one was learned; also those where it is inferred."""
-        when = f"after task {len(self.acc) + 1}"
-        row = [one.accuracy for one in found]
-        if not np.isfinite(row).all():
-            raise FloatingPointError(f"an accuracy {when} is {row}")
-        if self.auroc is not None:
-            self.auroc.append(_areas(found, when))
-        if self.inferred is not None and inferred is not None:
-            self.inferred.append(inferred)
-        self.acc.append(row)
-
-    def grown(self, strategy: Strategy) -> None:
-        """Enter what the strategy says of the sizes of its layers after another task."""
-        self.growth = list(strategy.growth)
-        self.widths.append(strategy.widths())
-        self.units = [{layer: ranges(mask) for layer, mask in task.items()} for task in strategy.serving()]
-
-    def fail(self, error: Exception) -> None:
-        """Note what went wrong."""
-        self.status = "failed"
-        self.error = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
-        self.trace = _without_paths("".join(traceback.format_exception(error)))
-
-    def record(self) -> RunRecord:
-        """Return the run as a record."""
-        experiment, task, baseline = self.experiment, self.experiment.task, self.experiment.baseline
-        trained = sum(seconds.get("train", 0.0) for seconds in self.seconds)
-        return RunRecord(
-            status=self.status,
-            task=TaskInfo(
-                name=task.name,
-                version=task.version,
-                hash=task.hash,
-                title=task.title,
-                scenario=task.stream.scenario,
-                n_tasks=task.stream.n_tasks,
-                train=task.train.model_dump(mode="json"),
-            ),
-            baseline=BaselineInfo(
-                name=baseline.name,
-                label=experiment.label,
-                hash=experiment.hash,
-                family=baseline.family,
-                strategy=baseline.strategy,
-                paper=baseline.paper,
-                settings=resolved_settings(experiment),
-                departures=experiment.departures,
-                origin=experiment.origin,
-            ),
-            seed=self.seed,
-            code=self.code,
-            environment=environment(self.device, self.threads),
-            data=self.fingerprints,
-            acc=self.acc,
-            acc_init=self.acc_init,
-            auroc=self.auroc,
-            auroc_init=self.auroc_init,
-            inferred=self.inferred,
-            single_task_parameters=self.single_task_parameters,
-            footprints=self.footprints,
-            growth=self.growth,
-            widths=self.widths if any(self.widths) else [],
-            units=self.units,
-            sharing=self.sharing,
-            generation=self.generation,
-            error=self.error,
-            traceback=self.trace,
-            peaks=self.peaks,
-            timing=Timing(
-                started=self.started,
-                seconds=self.seconds,
-                total_seconds=sum(sum(seconds.values()) for seconds in self.seconds),
-                train_samples_per_second=self.samples / trained if trained > 0 and self.samples else None,
-            ),
-        )
-
-
-def _areas(found: Sequence[Evaluation], when: str) -> list[float]:
-    """Return the AUROC of every task (T,)."""
-    row = [math.nan if one.auroc is None else one.auroc for one in found]
-    if not np.isfinite(row).all():
-        raise FloatingPointError(f"an AUROC {when} is {row}")
-    return row
-
-
-def ranges(mask: torch.Tensor) -> list[tuple[int, int]]:
-    """Return the half-open ranges where a bool mask (units,) is true, ascending and apart from each other."""
-    padded = np.concatenate([[False], mask.detach().cpu().numpy().astype(bool), [False]])
-    edges = np.flatnonzero(padded[1:] != padded[:-1]).tolist()
-    return list(zip(edges[::2], edges[1::2], strict=True))
-
-
-def failed_record(experiment: Experiment, seed: int, device: str, threads: int, error: str) -> RunRecord:
-    """Return the record of a run whose process died before it could write one."""
-    books = _Books(experiment, seed, torch.device(device), threads, {}, status="failed", error=error)
-    return books.record()
-
-
-def _without_paths(trace: str) -> str:
-    """Keep a traceback free of the folders of the machine it happened on."""
-    for folder in sorted({*sys.path, str(Path(__file__).resolve().parent.parent), str(Path.home())}, key=len)[::-1]:
-        if len(folder) > 1:
-            trace = trace.replace(folder.rstrip("/") + "/", "")
-    return trace
-
-
 # ---------------------------------------------------------------------------------------------------------- checkpoints
 
 
@@ -345,12 +189,13 @@ def checkpoint_path(out: Path, experiment: Experiment, seed: int, device: torch.
     return record.with_suffix(".checkpoint")
 
 
-def _identity(books: _Books) -> dict[str, Any]:
+def _identity(books: Books) -> dict[str, Any]:
     """What must agree for a checkpoint to be of this very run."""
     return {
         "task": books.experiment.task.hash,
         "auroc": books.experiment.task.auroc,
         "entropy": books.experiment.task.entropy,
+        "flops": books.counts_flops,
         "baseline": books.experiment.hash,
         "seed": books.seed,
         "data": books.fingerprints,
@@ -369,7 +214,7 @@ def _code_digest() -> str:
     return digest.hexdigest()
 
 
-def _save(path: Path, books: _Books, strategy: Strategy | Foreign) -> None:
+def _save(path: Path, books: Books, strategy: Strategy | Foreign) -> None:
     # State that a method keeps without declaring it would be missing after a resume: rather start such a run again.
     if not isinstance(strategy, Strategy) or strategy.undeclared():
         return
@@ -385,7 +230,7 @@ def _save(path: Path, books: _Books, strategy: Strategy | Foreign) -> None:
     )
 
 
-def _restore(path: Path | None, books: _Books, strategy: Strategy | Foreign, stream: Stream) -> int:
+def _restore(path: Path | None, books: Books, strategy: Strategy | Foreign, stream: Stream) -> int:
     """Continue from a checkpoint of this very run, if there is one; return how many tasks are done."""
     content = checkpoint.load(path, books.device) if path is not None else None
     if content is None or content["identity"] != _identity(books) or not isinstance(strategy, Strategy):
@@ -400,6 +245,7 @@ def _restore(path: Path | None, books: _Books, strategy: Strategy | Foreign, str
     books.growth, books.units = so_far.growth, so_far.units
     books.widths = so_far.widths or [{} for _ in range(done)]
     books.footprints, books.peaks, books.seconds = so_far.footprints, so_far.peaks, so_far.timing.seconds
+    books.flops = so_far.flops
     books.samples, books.started = content["samples"], so_far.timing.started
     return done
 

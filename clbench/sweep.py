@@ -25,6 +25,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from clbench import data, records, runner
+from clbench.books import failed_record
 from clbench.environment import choose_device
 from clbench.errors import UserError
 from clbench.preflight import preflight
@@ -263,7 +264,7 @@ class _Worker:
             cause = f"killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
             hint = " (out of memory?)" if code == -9 else ""
             self.status, self.error = "failed", f"worker process {cause}{hint}"
-            runner.failed_record(self.job.experiment, self.job.seed, device, threads, self.error).save(out)
+            failed_record(self.job.experiment, self.job.seed, device, threads, self.error).save(out)
         said = self.log.read_text(errors="replace").strip() if self.log.exists() else ""
         if not said:
             self.log.unlink(missing_ok=True)
@@ -307,7 +308,7 @@ def _work(job: Job, out: Path, options: dict[str, Any], log: Path, pipe: Connect
     except UserError as error:
         said = "; ".join(error.lines)
         device = choose_device(options["device"]).type
-        runner.failed_record(job.experiment, job.seed, device, options["threads"], said).save(out)
+        failed_record(job.experiment, job.seed, device, options["threads"], said).save(out)
         pipe.send(("end", "failed", said))
 
 

@@ -33,6 +33,12 @@ ALLOWED: dict[str, set[str]] = {
     "tensors": set(),
     "sharing": {"records", "tensors"},
     "footprint": {"records", "tensors"},
+    "flops": {"record_parts"},
+    "books": PLAIN
+    | {
+        "environment", "recipes", "record_parts", "records", "strategies.base", "strategies.build",
+        "strategies.evaluation",
+    },
     "memory": {"records"},
     "checkpoint": {"records"},
     "environment": {"", "errors", "records"},
@@ -56,12 +62,13 @@ ALLOWED: dict[str, set[str]] = {
     "strategies.build": PLAIN | {"recipes", "imports", "strategies.base", "strategies.foreign"},
     "runner": PLAIN
     | {
-        "", "recipes", "records", "streams", "nets", "footprint", "memory", "checkpoint", "environment", "imports",
-        "loading", "process", "sharing", "strategies.base", "strategies.build", "strategies.foreign",
-        "strategies.evaluation",
+        "", "books", "recipes", "records", "streams", "nets", "flops", "footprint", "memory", "checkpoint",
+        "environment", "imports", "loading", "process", "sharing", "strategies.base", "strategies.build",
+        "strategies.foreign",
     },
     "preflight": PLAIN | {"recipes", "runner", "strategies.base", "strategies.build", "strategies.foreign", "streams"},
-    "sweep": PLAIN | {"preflight", "runner", "environment", "recipes", "records", "data", "strategies.build", "tuning"},
+    "sweep": PLAIN
+    | {"books", "preflight", "runner", "environment", "recipes", "records", "data", "strategies.build", "tuning"},
     "checks": PLAIN | {"", "recipes", "report", "strategies.build", "tuning"},
     "lab": {"lab", "lab.record", "nets", "memory", "records", "environment", "errors"},
     "lab.record": {"errors", "records"},
@@ -78,9 +85,9 @@ ALLOWED: dict[str, set[str]] = {
 
 OUTSIDE: dict[str, set[str]] = {
     "torch": {
-        "checkpoint", "data", "data_content", "data_sources", "doctor", "environment", "footprint", "lab", "loading",
-        "memory", "nets", "preflight", "process", "runner", "sharing", "strategies", "streams", "sweep", "tensors",
-        "views",
+        "books", "checkpoint", "data", "data_content", "data_sources", "doctor", "environment", "flops", "footprint",
+        "lab", "loading", "memory", "nets", "preflight", "process", "runner", "sharing", "strategies", "streams",
+        "sweep", "tensors", "views",
     },
     "avalanche": {"loading", "runner", "strategies", "streams", "scaffold"},
 }  # fmt: skip

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from clbench import checkpoint, records
+from clbench.books import ranges
 from clbench.errors import UserError
 from clbench.records import GrowthEvent, RunRecord
-from clbench.runner import ranges, run
+from clbench.runner import run
 from clbench.strategies.base import Strategy
 from record_factory import make_record
 from strategy_factory import CPU, made, recipe, synthetic

@@ -113,6 +113,16 @@ def _samples(record: RunRecord) -> float | None:
     return None if rate is None else round(rate * sum(task.get("train", 0.0) for task in record.timing.seconds))
 
 
+def _all_flops(record: RunRecord) -> float | None:
+    """Return the operations of all training steps; None where those of a task are unknown."""
+    known = [task.train for task in record.flops if task.train is not None]
+    return float(sum(known)) if known and len(known) == len(record.flops) else None
+
+
+def _last_flops(field: str) -> Callable[[RunRecord], float | None]:
+    return lambda record: getattr(record.flops[-1], field) if record.flops else None
+
+
 def _footprint(field: str) -> Callable[[RunRecord], float | None]:
     return lambda record: float(getattr(record.footprints[-1], field)) if record.footprints else None
 
@@ -166,6 +176,23 @@ _COSTS = (
         "Samples = those that went through a training step, over all tasks and phases, each as often as it did: where "
         "they are more than fine-tuning's, the comparison is with a method that trained longer",
         _samples,
+    ),
+    _cost(
+        "train_flops", "FLOPs", "count",
+        "FLOPs = of all training steps of all tasks: products of matrices and convolutions, 2 a multiply-add; all else "
+        "counts 0, so that a penalty over weights such as EWC's is free in it, as is what happens outside of steps",
+        _all_flops, is_optional=True,
+    ),
+    _cost(
+        "step_flops", "FLOPs/step", "count",
+        "FLOPs/step = of one training step of the last task, of the kind that there were most of, replay included",
+        _last_flops("step"), is_optional=True,
+    ),
+    _cost(
+        "answer_flops", "FLOPs/answer", "count",
+        "FLOPs/answer = of one answer to one sample, alone in its batch, after the last task; weights that are "
+        "generated are generated for it",
+        _last_flops("answer"), is_optional=True,
     ),
     _cost(
         "seconds", "Time", "seconds",

@@ -103,7 +103,9 @@ class DENReferenceCode(Expanding):
         self.optimizer = self.phase_optimizer(self.now)
         self.steps = 0
         self.model.train()
-        self.train_step(next(iter(ResidentLoader(tasks, self.setup.train.batch_size, self.chance))))
+        batch = next(iter(ResidentLoader(tasks, self.setup.train.batch_size, self.chance)))
+        with self.counting(batch, batch.x):
+            self.train_step(batch)
 
     def retrain_selected(self, tasks: Sequence[TensorTask]) -> None:
         """Phase 2; the hidden weights are at this point what the last task left."""

@@ -90,6 +90,8 @@ class _Budget(SupervisedPlugin):
         self.samples = 0
         self.schedule: Schedule | None = None
         self.held_out: list[TensorTask] = []
+        self.counting: Any = None
+        """Counts the operations of a training step, where the runner asks for it."""
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self.steps = 0
@@ -101,6 +103,10 @@ class _Budget(SupervisedPlugin):
         held_out = getattr(strategy.experience, "validation", None)
         self.held_out = tasks_in(strategy.experience.dataset.eval()) if held_out is None else [held_out]
 
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        if self.counting is not None:
+            self.counting(strategy.experience, strategy.mb_x).__enter__()
+
     def before_update(self, strategy: Any, **kwargs: Any) -> None:
         if self.setup.train.grad_clip is not None:
             nn.utils.clip_grad_norm_(strategy.model.parameters(), self.setup.train.grad_clip)
@@ -108,6 +114,8 @@ class _Budget(SupervisedPlugin):
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         self.steps += 1
         self.samples += len(strategy.mb_y)
+        if self.counting is not None:
+            self.counting.__exit__()
         if self.steps == self.setup.train.iterations:
             strategy.stop_training()
 
@@ -177,6 +185,15 @@ class Foreign:
         return self._headed
 
     @property
+    def counting(self) -> Any:
+        """Counts the operations of a training step; set by the runner."""
+        return self._budget.counting
+
+    @counting.setter
+    def counting(self, counter: Any) -> None:
+        self._budget.counting = counter
+
+    @property
     def samples_trained(self) -> int:
         """Samples that went through a training step, replayed ones included where they share its batch."""
         return self._budget.samples
@@ -184,7 +201,11 @@ class Foreign:
     def train_task(self, experience: DatasetExperience) -> None:
         """Learn one task."""
         with fast_loading():
-            self.strategy.train(experience, eval_streams=[])
+            try:
+                self.strategy.train(experience, eval_streams=[])
+            finally:
+                if self._budget.counting is not None:
+                    self._budget.counting.close()
         self.tasks_seen += 1
 
     def evaluate(self, experience: DatasetExperience, auroc: bool = False) -> Evaluation:
@@ -202,6 +223,17 @@ class Foreign:
             # The tally's tensors are no state of the strategy: they must not be counted as such.
             self._answers.tally = None
         return tally.result()
+
+    @torch.no_grad()
+    def evaluate_one(self, experience: Any) -> None:
+        """Answer an experience's samples by the net alone, whatever the class does around it."""
+        was_training = self._headed.training
+        self._headed.eval()
+        try:
+            for batch in ResidentLoader(tasks_in(experience.dataset), 1):
+                self._headed(batch.x, batch.t)
+        finally:
+            self._headed.train(was_training)
 
     @torch.no_grad()
     def inferred(self, experience: DatasetExperience, tasks: Sequence[int]) -> float:
