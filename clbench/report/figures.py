@@ -7,19 +7,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from clbench.metrics import accuracy_of_seen
-from clbench.report.figures_costs import accuracy_against, parameters_over_tasks, peak_memory
-from clbench.report.figures_growth import capacity_over_tasks, serving_units, widths_over_tasks
+from clbench.report.end_labels import end_labels, height, margin
+from clbench.report.figures_costs import parameters_over_tasks, peak_memory
+from clbench.report.figures_growth import capacity_over_tasks, growth_events, serving_units, widths_over_tasks
+from clbench.report.figures_marginal import marginal_parameters
 from clbench.report.figures_sharing import sharing_ladder, sharing_map
+from clbench.report.figures_trade import (
+    accuracy_against_bytes,
+    accuracy_against_parameters,
+    accuracy_against_time,
+    stability_plasticity,
+)
 from clbench.report.measures import MEASURES, cells
 from clbench.report.select import Block, Group
 from clbench.report.stats import Estimate, estimate
-from clbench.report.style import COLUMN, PAGE, Look, Plot, handle, sheet, task_ticks
+from clbench.report.style import COLUMN, PAGE, Look, Plot, handle, sheet, task_ticks, text_width
 
 PANELS = 20
 """Most tasks, or baselines, that get a panel of their own."""
@@ -28,22 +37,34 @@ STATISTICS = ("mean", "low", "high", "n")
 
 def plots(block: Block, looks: Mapping[str, Look]) -> list[Plot]:
     """Return every figure of a block that has something to show, in the order of the report."""
-    drawn = (
+    averaged = (
         accuracy_of_seen_tasks(block, looks),
         accuracy_per_task(block, looks),
         accuracy_matrices(block),
         forgetting_bars(block, looks),
+        stability_plasticity(block, looks),
+        accuracy_against_bytes(block, looks),
+        accuracy_against_parameters(block, looks),
         parameters_over_tasks(block, looks),
-        accuracy_against(block, looks, MEASURES["parameters"], "parameters stored"),
-        accuracy_against(block, looks, MEASURES["keep_learning_bytes"], "memory kept to go on learning"),
+        marginal_parameters(block),
         peak_memory(block),
         widths_over_tasks(block, looks),
+        growth_events(block),
         capacity_over_tasks(block, looks),
-        *serving_units(block),
         sharing_ladder(block, looks),
-        sharing_map(block),
     )
+    # These say themselves how many runs they show.
+    counted = (accuracy_against_time(block, looks), *serving_units(block), sharing_map(block))
+    drawn = [replace(plot, caption=f"{plot.caption} {runs_of(block)}") for plot in averaged]
+    drawn += [replace(plot, caption=f"{plot.caption} Device: {block.where}.") for plot in counted]
     return [plot for plot in drawn if plot.rows]
+
+
+def runs_of(block: Block) -> str:
+    """Return the sentences that end a caption: how many runs a baseline has, and on what device."""
+    counts = sorted({len(group.runs) for group in block.groups})
+    span = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"n = {span} a baseline. Device: {block.where}."
 
 
 def _over_runs(values: list[float]) -> Estimate:
@@ -69,16 +90,16 @@ def accuracy_of_seen_tasks(block: Block, looks: Mapping[str, Look]) -> Plot:
         curves[group.label] = [_over_runs(column.tolist()) for column in seen.T]
 
     def draw() -> Figure:
-        figure, (axis,), finish = sheet(COLUMN, 2.1, legend=list(curves))
+        figure, (axis,), _ = sheet(COLUMN, height(list(curves), 2.1), right=margin(list(curves)))
         for label, curve in curves.items():
             x = np.arange(1, len(curve) + 1)
             axis.plot(x, [100 * point.mean for point in curve], **looks[label].curve)
             low = [100 * max(0.0, point.low if point.low is not None else point.mean) for point in curve]
             high = [100 * min(1.0, point.high if point.high is not None else point.mean) for point in curve]
             axis.fill_between(x, low, high, color=looks[label].colour, alpha=0.15, linewidth=0)
-        task_ticks(axis, block.task.n_tasks)
+        task_ticks(axis, block.task.n_tasks, most=6)
         axis.set(xlabel="tasks learned", ylabel="accuracy of tasks seen (%)")
-        finish([handle(label, looks[label]) for label in curves])
+        end_labels(axis, {label: (len(curve), 100 * curve[-1].mean) for label, curve in curves.items()}, looks)
         return figure
 
     rows = [
@@ -196,7 +217,8 @@ def forgetting_bars(block: Block, looks: Mapping[str, Look]) -> Plot:
     bars = {label: value for label, value in found.items() if value is not None}
 
     def draw() -> Figure:
-        figure, (axis,), _ = sheet(COLUMN, 0.2 + 0.19 * len(bars), left=0.25 + 0.056 * max(map(len, bars)))
+        left = 0.15 + max(text_width(label) for label in bars)
+        figure, (axis,), _ = sheet(COLUMN, 0.2 + 0.16 * len(bars), left=left)
         for place, (label, value) in enumerate(bars.items()):
             error = None if value.half is None else 100 * value.half
             colour, whisker = looks[label].colour, {"elinewidth": 0.8}

@@ -1,22 +1,26 @@
-"""Figures of cost: parameters over tasks, accuracy against a cost with its Pareto front, peak memory per phase."""
+"""Figures of cost: parameters over tasks, peak memory per phase."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator, NullFormatter, NullLocator
 
+from clbench.report.end_labels import end_labels, height, margin
 from clbench.report.measures import MEASURES, Measure, amount, exact, peak_of
 from clbench.report.select import Block
 from clbench.report.stats import Estimate, estimate
-from clbench.report.style import COLUMN, Look, Plot, handle, sheet, task_ticks, wide_range
+from clbench.report.style import COLUMN, Look, Plot, handle, sheet, task_ticks, text_width, wide_range
 
-PHASES = {"train": "#0173b2", "grow": "#de8f05", "consolidate": "#029e73", "evaluate": "#949494"}
-"""Phases in order, each with its colour."""
+PHASES = {
+    "train": Look("#0173b2", "o", ""),
+    "grow": Look("#de8f05", "^", ""),
+    "consolidate": Look("#029e73", "D", ""),
+    "evaluate": Look("#555555", "|", ""),
+}
+"""Phases in order."""
 
 
 def parameters_over_tasks(block: Block, looks: Mapping[str, Look]) -> Plot:
@@ -29,7 +33,7 @@ def parameters_over_tasks(block: Block, looks: Mapping[str, Look]) -> Plot:
             curves[group.label] = curve
 
     def draw() -> Figure:
-        figure, (axis,), finish = sheet(COLUMN, 2.0, legend=list(curves), left=0.55)
+        figure, (axis,), _ = sheet(COLUMN, height(list(curves), 2.0), left=0.55, right=margin(list(curves)))
         for i, (label, curve) in enumerate(curves.items()):
             # Many baselines keep the same net: staggered markers tell lines apart that lie on each other.
             every = (i % len(curve), max(1, min(len(curve), len(curves))))
@@ -40,9 +44,9 @@ def parameters_over_tasks(block: Block, looks: Mapping[str, Look]) -> Plot:
         else:
             axis.set_ylim(bottom=0)
         amount_ticks(axis.yaxis, MEASURES["parameters"])
-        task_ticks(axis, block.task.n_tasks)
+        task_ticks(axis, block.task.n_tasks, most=6)
         axis.set(xlabel="tasks learned", ylabel="parameters stored")
-        finish([handle(label, looks[label]) for label in curves])
+        end_labels(axis, {label: (len(curve), curve[-1].mean) for label, curve in curves.items()}, looks)
         return figure
 
     rows = [
@@ -55,132 +59,48 @@ def parameters_over_tasks(block: Block, looks: Mapping[str, Look]) -> Plot:
     return Plot("parameters", caption, header, tuple(rows), draw)
 
 
-def accuracy_against(block: Block, looks: Mapping[str, Look], cost: Measure, words: str) -> Plot:
-    """Return average accuracy against a cost, with 95 % t-intervals and the Pareto front.
-
-    The front runs over continual learners; bounds (joint training, a net per task, ...) are drawn hollow and do not
-    count, unless the block has nothing else.
-
-    Args:
-        block: what to draw.
-        looks: of the baselines.
-        cost: across, lower is better.
-        words: what the cost is, for the axis and the caption.
-    """
-    accuracy = MEASURES["average_accuracy"]
-    points: dict[str, tuple[Estimate, Estimate]] = {}
-    bounds = set()
-    for group in block.groups:
-        x, y = cost.over(group.runs), accuracy.over(group.runs)
-        if x is not None and y is not None:
-            points[group.label] = (x, y)
-            if group.baseline.family == "bounds":
-                bounds.add(group.label)
-    learners = [label for label in points if label not in bounds] or list(points)
-    front = pareto({label: (points[label][0].mean, points[label][1].mean) for label in learners})
-
-    def draw() -> Figure:
-        figure, (axis,), finish = sheet(COLUMN, 2.1, legend=list(points), right=0.2)
-        log = wide_range([x.mean for x, _ in points.values()], factor=4)
-        if log:
-            axis.set_xscale("log")
-        corners = sorted((points[label][0].mean, 100 * points[label][1].mean) for label in front)
-        axis.step(*zip(*corners, strict=True), where="post", color="#999999", linewidth=0.8, zorder=1)
-        handles = []
-        for label, (x, y) in points.items():
-            look = looks[label]
-            face = "white" if label in bounds and len(learners) < len(points) else look.colour
-            style: dict[str, Any] = {"markerfacecolor": face, "markeredgecolor": look.colour, "markeredgewidth": 0.8}
-            axis.errorbar(
-                x.mean,
-                100 * y.mean,
-                xerr=x.half or None,
-                yerr=None if y.half is None else 100 * y.half,
-                fmt=look.marker,
-                color=look.colour,
-                markersize=4.5,
-                elinewidth=0.7,
-                capsize=1.5,
-                **style,
-            )
-            entry = handle(label, look)
-            entry.set(linestyle="none", markersize=4.5, **style)
-            handles.append(entry)
-        axis.margins(x=0.08, y=0.08)
-        if not log:
-            axis.set_xlim(left=0)
-        amount_ticks(axis.xaxis, cost)
-        axis.set(xlabel=words, ylabel="average accuracy (%)")
-        finish(handles)
-        return figure
-
-    rows = [
-        (
-            label,
-            *(exact(x.mean), exact(x.low), exact(x.high), str(x.n)),
-            *(exact(y.mean), exact(y.low), exact(y.high), str(y.n)),
-            "yes" if label in front else "no",
-        )
-        for label, (x, y) in points.items()
-    ]
-    statistics = ("mean", "low", "high", "n")
-    header = ("baseline", *(f"{name}.{end}" for name in (cost.name, accuracy.name) for end in statistics), "on_front")
-    caption = (
-        f"Average accuracy against {words}, with 95 % Student-t intervals over seeds. "
-        "Line: Pareto front of the continual learners; bounds are hollow."
-    )
-    name = "accuracy-parameters" if cost.name == "parameters" else "accuracy-bytes"
-    return Plot(name, caption, header, tuple(rows), draw)
-
-
-def pareto(points: Mapping[str, tuple[float, float]]) -> set[str]:
-    """Return the names that no other point beats: none has at most the cost and at least the gain, and one better.
-
-    Args:
-        points: name -> (cost, gain).
-    """
-
-    def beaten(name: str) -> bool:
-        cost, gain = points[name]
-        return any(other[0] <= cost and other[1] >= gain and other != (cost, gain) for other in points.values())
-
-    return {name for name in points if not beaten(name)}
-
-
 def peak_memory(block: Block) -> Plot:
-    """Return the peak allocated memory of each phase above the level before it, worst task, mean over seeds."""
-    bars: dict[str, dict[str, Estimate]] = {}
+    """Return the peak allocated memory of each phase above the level before it, worst task, mean over seeds.
+
+    Phases side by side and never stacked: a sum of peaks that lie at different times is no amount of memory.
+    """
+    found: dict[str, dict[str, Estimate]] = {}
     for group in block.groups:
-        found = {phase: estimate(peak_of(run, phase) for run in group.runs) for phase in PHASES}
-        measured = {phase: value for phase, value in found.items() if value is not None}
+        of_phase = {phase: estimate(peak_of(run, phase) for run in group.runs) for phase in PHASES}
+        measured = {phase: value for phase, value in of_phase.items() if value is not None}
         if measured:
-            bars[group.label] = measured
-    used = [phase for phase in PHASES if any(phase in values for values in bars.values())]
+            found[group.label] = measured
+    used = [phase for phase in PHASES if any(phase in values for values in found.values())]
 
     def draw() -> Figure:
-        left = 0.25 + 0.056 * max(map(len, bars))
-        height = 0.1 + (0.075 * len(used) + 0.06) * len(bars)
-        figure, (axis,), finish = sheet(COLUMN, height, legend=used, left=left, right=0.2)
-        thick = 0.85 / max(1, len(used))
-        for place, values in enumerate(bars.values()):
-            for i, phase in enumerate(used):
-                if phase in values:
-                    y = place + (i - (len(used) - 1) / 2) * thick
-                    axis.barh(y, values[phase].mean, height=thick, color=PHASES[phase], xerr=values[phase].half or None)
-        axis.set_yticks(range(len(bars)), list(bars))
-        axis.set_ylim(len(bars) - 0.4, -0.6)
+        left = 0.15 + max(text_width(label) for label in found)
+        figure, (axis,), finish = sheet(COLUMN, 0.15 + 0.16 * len(found), legend=used, left=left, right=0.2)
+        for place, values in enumerate(found.values()):
+            axis.plot([0, max(value.mean for value in values.values())], [place] * 2, color="#cccccc", lw=0.8, zorder=1)
+            for phase, value in values.items():
+                look = PHASES[phase]
+                axis.errorbar(
+                    value.mean, place, xerr=value.half or None, fmt=look.marker, color=look.colour, markersize=4,
+                    markeredgecolor="white", markeredgewidth=0.3, elinewidth=0.7,
+                )  # fmt: skip
+        axis.set_yticks(range(len(found)), list(found))
+        axis.set_ylim(len(found) - 0.4, -0.6)
+        axis.set_xlim(0, 1.08 * max(value.mean for values in found.values() for value in values.values()))
         axis.grid(axis="y", visible=False)
         amount_ticks(axis.xaxis, MEASURES["peak_train_bytes"])
-        axis.set_xlabel(f"peak memory, {block.device}")
-        finish([Patch(color=PHASES[phase], label=phase) for phase in used])
+        axis.set_xlabel(f"peak memory of a phase, {block.device}")
+        finish([handle(phase, PHASES[phase]) for phase in used])
         return figure
 
     rows = [
         (label, phase, exact(value.mean), exact(value.low), exact(value.high), str(value.n))
-        for label, values in bars.items()
+        for label, values in found.items()
         for phase, value in values.items()
     ]
-    caption = f"Peak allocated memory of each phase above the level before it, worst task, on {block.where}."
+    caption = (
+        "Peak allocated memory of each phase above the level before that phase, worst task, mean over seeds. Bars: "
+        "95 % Student-t intervals. Peaks of different phases fall at different times: they are not to be added."
+    )
     return Plot("peak-memory", caption, ("baseline", "phase", "mean", "low", "high", "n"), tuple(rows), draw)
 
 

@@ -1,4 +1,4 @@
-"""Figures of growing nets: units per layer over tasks, capacity against accuracy, which unit serves which task.
+"""Figures of growing nets: units per layer, growth events, capacity against accuracy, which unit serves which task.
 
 A block whose records hold nothing of the kind has none of these figures.
 
@@ -14,11 +14,12 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from clbench.metrics import accuracy_of_seen
-from clbench.records import RunRecord
+from clbench.records import GrowthKind, RunRecord
 from clbench.report.figures_costs import amount_ticks
 from clbench.report.growth import KINDS, LayerGrowth, growing, over_runs
 from clbench.report.measures import MEASURES, cells, exact
@@ -85,6 +86,79 @@ def _rows(label: str, layer: str, found: LayerGrowth) -> list[tuple[str, ...]]:
         (label, layer, str(task + 1), *(text for value in values for text in cells(value)))
         for task, values in enumerate(zip(found.widths, *counts, found.reused, strict=True))
     ]
+
+
+EVENTS: dict[GrowthKind, tuple[str, str, int]] = {
+    "added": ("#0173b2", "", 1),
+    "split": ("#de8f05", "////", 1),
+    "pruned": ("#949494", "....", -1),
+}
+"""Kind -> colour, hatch, and side of the axis."""
+
+
+def growth_events(block: Block) -> Plot:
+    """Return the units added, split and pruned during each task, over all layers: a panel a baseline that logs any.
+
+    Counts of one task add up, so they are stacked: what came above the axis, what went below it.
+    """
+    found: dict[str, dict[GrowthKind, list[Estimate]]] = {}
+    for group in block.groups:
+        runs = [run for run in group.runs if run.widths]
+        if any(event.kind in EVENTS for run in runs for event in run.growth):
+            tasks = range(min(len(run.widths) for run in runs))
+            found[group.label] = {
+                kind: [value for task in tasks if (value := estimate(_units(run, kind, task) for run in runs))]
+                for kind in KINDS
+            }
+    shown = list(found)[:PANELS]
+    used = [kind for kind in EVENTS if any(value.mean for known in found.values() for value in known[kind])]
+
+    def draw() -> Figure:
+        columns = min(3, len(shown))
+        rows = -(-len(shown) // columns)
+        width = COLUMN if columns == 1 else PAGE if columns > 2 else 4.6
+        figure, axes, finish = sheet(
+            width, 1.2, rows=rows, columns=columns, legend=used, left=0.5, top=0.22, gap=(0.42, 0.45)
+        )
+        for axis, label in zip(axes, shown, strict=False):
+            ends = {1: np.zeros(block.task.n_tasks), -1: np.zeros(block.task.n_tasks)}
+            for kind, (colour, hatch, side) in EVENTS.items():
+                values = np.array([value.mean for value in found[label][kind]])
+                places, start = np.arange(1, len(values) + 1), ends[side][: len(values)]
+                style: dict[str, Any] = {"color": colour, "edgecolor": "white", "linewidth": 0.3, "hatch": hatch}
+                axis.bar(places, side * values, 0.75, bottom=start, **style)
+                ends[side][: len(values)] += side * values
+            axis.axhline(0, color="black", linewidth=0.6)
+            axis.set_title(label, pad=2)
+            axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axis.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
+            task_ticks(axis, block.task.n_tasks, most=7)
+            axis.set_xlim(0.3, block.task.n_tasks + 0.7)
+        for axis in axes[len(shown) :]:
+            axis.set_visible(False)
+        for place, axis in enumerate(axes):
+            below_is_empty = place + columns >= len(shown)
+            axis.set(xlabel="task" if below_is_empty else "", ylabel="" if place % columns else "units")
+        finish([Patch(facecolor=EVENTS[k][0], hatch=EVENTS[k][1], edgecolor="white", lw=0.3, label=k) for k in used])
+        return figure
+
+    rows = [
+        (label, str(task + 1), kind, *cells(value))
+        for label, known in found.items()
+        for kind, values in known.items()
+        for task, value in enumerate(values)
+    ]
+    caption = (
+        "Growth events: units added, split (copied, the old ones kept for earlier tasks) and, below the axis, pruned "
+        "during each task, over all layers, mean over seeds; intervals are in the data."
+    )
+    if len(shown) < len(found):
+        caption += f" {len(shown)} of {len(found)} baselines are drawn."
+    return Plot("growth-events", caption, ("baseline", "task", "kind", *STATISTICS), tuple(rows), draw)
+
+
+def _units(run: RunRecord, kind: GrowthKind, task: int) -> int:
+    return sum(event.units for event in run.growth if (event.kind, event.after_task) == (kind, task))
 
 
 def capacity_over_tasks(block: Block, looks: Mapping[str, Look]) -> Plot:

@@ -18,25 +18,30 @@ import seaborn
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
+from matplotlib.textpath import TextToPath
 
 from clbench.records import write_atomic
 
 COLUMN, PAGE = 3.4, 7.0
 DPI = 200
 _TYPE = 7.0
-_LINE = 0.135
+LEGEND_TYPE = _TYPE - 0.5
+"""Size of the names of baselines beside their marks, points."""
+_FAMILY = "DejaVu Sans"
+_LINE = 0.118
 """Height of one line of a legend, in."""
 
 # Any: the type of its keys differs between versions of matplotlib.
 _RC: Any = {
-    "font.family": "DejaVu Sans",
+    "font.family": _FAMILY,
     "font.size": _TYPE,
     "axes.labelsize": _TYPE,
     "axes.titlesize": _TYPE,
     "xtick.labelsize": _TYPE - 1,
     "ytick.labelsize": _TYPE - 1,
-    "legend.fontsize": _TYPE - 0.5,
+    "legend.fontsize": LEGEND_TYPE,
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -58,6 +63,7 @@ _BOUNDS = {
     "frozen": ("#b3b3b3", "v", ":"),
 }
 _INDIGO, _OLIVE = "#332288", "#a08c00"
+_TO_PATH = TextToPath()
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 
 
@@ -185,10 +191,17 @@ def _legend_columns(labels: Sequence[str], width: float) -> int:
         return 1
 
     def taken(across: int) -> float:
-        # About 0.056 in a letter at this size, and 0.45 in for the line, its gap and the space between columns.
-        return sum(0.45 + 0.056 * max(map(len, labels[column::across])) for column in range(across))
+        # 3.9 times the height of the type for a line, its gap and the space between columns.
+        beside = 3.9 * LEGEND_TYPE / 72
+        return sum(beside + max(text_width(label) for label in labels[column::across]) for column in range(across))
 
-    return max((across for across in range(1, len(labels) + 1) if taken(across) <= width - 0.1), default=1)
+    return max((across for across in range(1, len(labels) + 1) if taken(across) <= width), default=1)
+
+
+def text_width(text: str, size: float = LEGEND_TYPE) -> float:
+    """Return how wide a text is, in, at a size in points."""
+    width, _, _ = _TO_PATH.get_text_width_height_descent(text, FontProperties(family=_FAMILY, size=size), ismath=False)
+    return float(width) / 72
 
 
 def handle(label: str, look: Look) -> Line2D:

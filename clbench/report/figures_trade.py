@@ -1,0 +1,366 @@
+"""Figures of what one thing costs in another: accuracy against memory with the Pareto front, against time; forgetting
+against learning.
+
+Continual learners are drawn filled. Bounds (joint training, a net per task, ...) are hollow and on no front, unless the
+block has nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from clbench.metrics import intransigence
+from clbench.report.figures_costs import amount_ticks
+from clbench.report.front import DEFINITION, area_under_front, pareto
+from clbench.report.measures import MEASURES, Measure, cells, exact, shown
+from clbench.report.select import Block, Group
+from clbench.report.stats import Estimate, estimate
+from clbench.report.style import COLUMN, PAGE, Look, Plot, handle, sheet, wide_range
+
+STATISTICS = ("mean", "low", "high", "n")
+ACCURACY, INCREMENTAL = MEASURES["average_accuracy"], MEASURES["average_incremental_accuracy"]
+FORGETTING, LEARNING = MEASURES["forgetting.first_minus_last"], MEASURES["learning_accuracy"]
+SIZE = 4.5
+"""Of markers, points."""
+
+Points = dict[str, tuple[Estimate, Estimate]]
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Points of a block in two measures, and who of them is a continual learner."""
+
+    points: Points
+    """Label -> (x, y)."""
+    learners: tuple[str, ...]
+    """Those that are no bound; all of them where there is nothing else."""
+
+    @property
+    def hollow(self) -> set[str]:
+        """Bounds beside learners."""
+        return set(self.points) - set(self.learners)
+
+    @property
+    def front(self) -> set[str]:
+        """Learners that no other learner beats: less x, more y."""
+        return pareto({label: (x.mean, y.mean) for label, (x, y) in self._of_learners().items()})
+
+    def area(self) -> float | None:
+        """Return the area under the learners' front, in the unit of y (`clbench.report.front`)."""
+        return area_under_front([(x.mean, y.mean) for x, y in self._of_learners().values()])
+
+    def _of_learners(self) -> Points:
+        return {label: self.points[label] for label in self.learners}
+
+
+def cloud(groups: Sequence[Group], x: Measure, y: Measure) -> Cloud:
+    """Return the groups that have both measures as points."""
+    points = {}
+    for group in groups:
+        pair = x.over(group.runs), y.over(group.runs)
+        if pair[0] is not None and pair[1] is not None:
+            points[group.label] = (pair[0], pair[1])
+    bounds = {group.label for group in groups if group.baseline.family == "bounds"}
+    return Cloud(points, tuple(label for label in points if label not in bounds) or tuple(points))
+
+
+# ------------------------------------------------------------------------------------------------------------ drawing
+
+
+def _marks(axis: Axes, found: Cloud, looks: Mapping[str, Look], scale: tuple[float, float] = (1.0, 100.0)) -> None:
+    """Draw the points of a cloud with their intervals, each measure times its scale; small intervals on top."""
+    for label, (x, y) in found.points.items():
+        axis.errorbar(
+            scale[0] * x.mean,
+            scale[1] * y.mean,
+            xerr=scale[0] * x.half if x.half else None,
+            yerr=scale[1] * y.half if y.half else None,
+            fmt=looks[label].marker,
+            color=looks[label].colour,
+            markersize=SIZE,
+            elinewidth=0.6,
+            **_face(label, found, looks),
+        )
+
+
+def _face(label: str, found: Cloud, looks: Mapping[str, Look]) -> dict[str, Any]:
+    colour = looks[label].colour
+    return {
+        "markerfacecolor": "white" if label in found.hollow else colour,
+        "markeredgecolor": colour if label in found.hollow else "white",
+        "markeredgewidth": 0.9 if label in found.hollow else 0.3,
+    }
+
+
+def _entries(found: Cloud, looks: Mapping[str, Look]) -> list[Line2D]:
+    """Return the legend's entries: markers alone."""
+    entries = [handle(label, looks[label]) for label in found.points]
+    for label, entry in zip(found.points, entries, strict=True):
+        entry.set(linestyle="none", markersize=SIZE, **_face(label, found, looks))
+    return entries
+
+
+def _front_line(axis: Axes, found: Cloud) -> None:
+    """Draw the front as steps, level from its last corner to the right edge of the panel."""
+    corners = sorted((found.points[label][0].mean, 100 * found.points[label][1].mean) for label in found.front)
+    right = max(corners[-1][0], axis.get_xlim()[1])
+    corners.append((right, corners[-1][1]))
+    axis.step(*zip(*corners, strict=True), where="post", color="#777777", linewidth=0.8, zorder=1)
+
+
+def _cost_axis(axis: Axes, found: Cloud, cost: Measure) -> None:
+    """Scale the axis of a cost to its means: an interval may leave the panel, but squeezes nothing together."""
+    means = [x.mean for x, _ in found.points.values()]
+    if wide_range(means, factor=4):
+        axis.set_xscale("log")
+        step = (max(means) / min(means)) ** 0.08
+        axis.set_xlim(min(means) / step, max(means) * step)
+    else:
+        axis.set_xlim(0, 1.08 * max(means))
+    amount_ticks(axis.xaxis, cost)
+
+
+def _accuracy_range(clouds: Sequence[Cloud]) -> tuple[float, float]:
+    """Return the range of an axis of accuracies, percent: of the means, and of intervals to as much again each side."""
+    means = [100 * y.mean for found in clouds for _, y in found.points.values()]
+    ends = [100 * end for found in clouds for _, y in found.points.values() for end in (y.low, y.high) if end is not None]
+    low, high = min(means), max(means)
+    reach = max(high - low, 2.0)
+    low, high = max(low - reach, min([low, *ends])), min(high + reach, max([high, *ends]))
+    margin = 0.06 * max(high - low, 1.0)
+    return max(low - margin, -2.0), min(high + margin, 102.0)
+
+
+# ------------------------------------------------------------------------------------------- accuracy against costs
+
+
+def accuracy_against_parameters(block: Block, looks: Mapping[str, Look]) -> Plot:
+    """Return average accuracy against the parameters stored, with 95 % t-intervals and the Pareto front."""
+    cost = MEASURES["parameters"]
+    found = cloud(block.groups, cost, ACCURACY)
+    front = found.front if found.points else set()
+
+    def draw() -> Figure:
+        figure, (axis,), finish = sheet(COLUMN, 2.1, legend=list(found.points), right=0.2)
+        _marks(axis, found, looks)
+        _cost_axis(axis, found, cost)
+        axis.set_ylim(_accuracy_range([found]))
+        _front_line(axis, found)
+        axis.set(xlabel="parameters stored", ylabel="average accuracy (%)")
+        finish(_entries(found, looks))
+        return figure
+
+    rows = [
+        (label, *cells(x), *cells(y), "yes" if label in front else "no") for label, (x, y) in found.points.items()
+    ]
+    header = ("baseline", *(f"{name}.{end}" for name in (cost.name, ACCURACY.name) for end in STATISTICS), "on_front")
+    caption = (
+        f"Average accuracy against parameters stored. {_sentence(ACCURACY)}; {cost.definition}. Bars: 95 % Student-t "
+        "intervals over seeds. Line: Pareto front of the continual learners; bounds are hollow and not on it."
+    )
+    return Plot("accuracy-parameters", caption, header, tuple(rows), draw)
+
+
+BUDGETS = (
+    (MEASURES["answer_bytes"], "bytes to answer for all tasks"),
+    (MEASURES["keep_learning_bytes"], "bytes to go on learning"),
+)
+"""Measures of memory, and the words on their axes."""
+
+
+def accuracy_against_bytes(block: Block, looks: Mapping[str, Look]) -> Plot:
+    """Return average accuracy against the bytes to answer, and to go on learning, with the front and its area."""
+    clouds = [cloud(block.groups, cost, ACCURACY) for cost, _ in BUDGETS]
+    incremental = [cloud(block.groups, cost, INCREMENTAL) for cost, _ in BUDGETS]
+    named = list(dict.fromkeys(label for found in clouds for label in found.points))
+
+    def draw() -> Figure:
+        figure, axes, finish = sheet(PAGE, 2.1, columns=2, legend=named, right=0.15, share=False)
+        for axis, found, (cost, words) in zip(axes, clouds, BUDGETS, strict=True):
+            _marks(axis, found, looks)
+            _cost_axis(axis, found, cost)
+            axis.set_ylim(_accuracy_range(clouds))
+            _front_line(axis, found)
+            axis.set_xlabel(words)
+        axes[0].set_ylabel("average accuracy (%)")
+        axes[1].tick_params(labelleft=False)
+        finish(_entries(max(clouds, key=lambda found: len(found.points)), looks))
+        return figure
+
+    rows, areas = [], []
+    for (cost, words), found, also in zip(BUDGETS, clouds, incremental, strict=True):
+        last, average = found.area(), also.area()
+        costs = [found.points[label][0].mean for label in found.learners]
+        ends = (min(costs), max(costs)) if costs else (None, None)
+        if last is not None and average is not None:
+            low, high = (shown(Estimate(end, 0.0, 1), "bytes", 1) for end in ends if end is not None)
+            areas.append(
+                f"{words}, {low} to {high}: {100 * last:.1f} % (AUC-L) and {100 * average:.1f} % (AUC-A)"
+            )
+        for label, (x, y) in found.points.items():
+            rows.append(
+                (
+                    cost.name, label, *cells(x), *cells(y), *cells(also.points[label][1]),
+                    "learner" if label in found.learners else "bound", "yes" if label in found.front else "no",
+                    exact(last), exact(average), exact(ends[0]), exact(ends[1]),
+                )
+            )  # fmt: skip
+    caption = (
+        "Average accuracy against total memory: to answer for all tasks seen (left) and to go on learning, optimiser, "
+        f"replay and all other state included (right). {_sentence(ACCURACY)}. Bars: 95 % Student-t intervals over "
+        "seeds. Line: Pareto front of the continual learners; bounds are hollow and not on it."
+    )
+    if areas:
+        caption += f" {DEFINITION}, accuracy being that after the last task (AUC-L) or {INCREMENTAL.label} (AUC-A): "
+        caption += f"{'; '.join(areas)}. Only areas over the same range are comparable."
+    header = (
+        "memory", "baseline",
+        *(f"{name}.{end}" for name in ("bytes", ACCURACY.name, INCREMENTAL.name) for end in STATISTICS),
+        "role", "on_front", "front_area_last", "front_area_average", "range_low_bytes", "range_high_bytes",
+    )  # fmt: skip
+    return Plot("accuracy-bytes", caption, header, tuple(rows), draw)
+
+
+def _sentence(measure: Measure) -> str:
+    return measure.definition[0].upper() + measure.definition[1:]
+
+
+# -------------------------------------------------------------------------------------------------------------- time
+
+
+def accuracy_against_time(block: Block, looks: Mapping[str, Look]) -> Plot:
+    """Return average accuracy against wall-clock seconds, of the runs on one model of machine: that with most runs.
+
+    Seconds of different processors are no cost to compare, let alone to average. Nothing is drawn where fewer than two
+    baselines ran on one.
+    """
+    names = [run.environment.device_name for run in block.runs]
+    machine = min(set(names), key=lambda name: (-names.count(name), name))
+    groups = [
+        replace(group, runs=runs)
+        for group in block.groups
+        if (runs := tuple(run for run in group.runs if run.environment.device_name == machine))
+    ]
+    seconds = MEASURES["seconds"]
+    found = cloud(groups, seconds, ACCURACY)
+    if len(found.points) < 2:
+        found = Cloud({}, ())
+    absent = [group.label for group in block.groups if group.label not in found.points]
+
+    def draw() -> Figure:
+        figure, (axis,), finish = sheet(COLUMN, 2.1, legend=list(found.points), right=0.2)
+        _marks(axis, found, looks)
+        _cost_axis(axis, found, seconds)
+        axis.set_ylim(_accuracy_range([found]))
+        axis.set(xlabel="seconds, training and evaluation of all tasks", ylabel="average accuracy (%)")
+        finish(_entries(found, looks))
+        return figure
+
+    rows = [(label, machine, *cells(x), *cells(y)) for label, (x, y) in found.points.items()]
+    header = ("baseline", "device_name", *(f"{name}.{end}" for name in ("seconds", ACCURACY.name) for end in STATISTICS))
+    counts = sorted({len(group.runs) for group in groups if group.label in found.points})
+    caption = (
+        f"Average accuracy against time: wall clock of all tasks, training to evaluation, of the runs on "
+        f"{machine or block.device} alone (n = {_spans(counts)} a baseline), since seconds of different processors do "
+        f"not compare. {_sentence(ACCURACY)}. Bars: 95 % Student-t intervals over seeds. Bounds are hollow."
+    )
+    if absent:
+        caption += f" Without a run there: {', '.join(absent)}."
+    return Plot("accuracy-time", caption, header, tuple(rows), draw)
+
+
+def _spans(counts: Sequence[int]) -> str:
+    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}" if counts else "0"
+
+
+# ------------------------------------------------------------------------------------------ stability and plasticity
+
+
+def stability_plasticity(block: Block, looks: Mapping[str, Look]) -> Plot:
+    """Return forgetting (first minus last) against learning accuracy, with lines of equal average accuracy.
+
+    With this definition of forgetting the lines are exact: ACC = LA - (T - 1) / T x forgetting. None for T = 1.
+    """
+    found = cloud(block.groups, LEARNING, FORGETTING)
+    reference = joint_reference(block)
+    n_tasks = block.task.n_tasks
+
+    def draw() -> Figure:
+        figure, (axis,), finish = sheet(COLUMN, 2.3, legend=list(found.points), right=0.3)
+        _marks(axis, found, looks, (100.0, 100.0))
+        x = [100 * point.mean for point, _ in found.points.values()]
+        y = [100 * point.mean for _, point in found.points.values()]
+        wide, high = max(max(x) - min(x), 1.0), max(max(y) - min(y), 1.0)
+        axis.set_xlim(min(x) - 0.08 * wide, max(x) + 0.08 * wide)
+        axis.set_ylim(min(y) - 0.08 * high, max(y) + 0.08 * high)
+        axis.axhline(0, color="#777777", linewidth=0.5, zorder=0.5)
+        _equal_accuracy(axis, n_tasks)
+        axis.set(xlabel="learning accuracy (%)", ylabel="forgetting (percentage points)")
+        finish(_entries(found, looks))
+        return figure
+
+    rows = []
+    for group in block.groups:
+        if group.label in found.points:
+            learned, forgot = found.points[group.label]
+            chaudhry = MEASURES["forgetting.chaudhry2018"].over(group.runs)
+            average, last = _intransigence(group, reference)
+            rows.append((group.label, *cells(learned), *cells(forgot), *cells(chaudhry), *cells(average), *cells(last)))
+    columns = (
+        LEARNING.name, FORGETTING.name, "forgetting.chaudhry2018", "intransigence_mean", "intransigence_last"
+    )  # fmt: skip
+    header = ("baseline", *(f"{name}.{end}" for name in columns for end in STATISTICS))
+    caption = (
+        f"Stability against plasticity: the best corner is at the lower right. {_sentence(LEARNING)}; "
+        f"{FORGETTING.definition}. Bars: 95 % Student-t intervals over seeds. Grey lines: equal average accuracy (%), "
+        "ACC = LA - (T-1)/T x forgetting. Bounds are hollow."
+    )
+    if reference is not None:
+        caption += (
+            " With the block's joint training as reference, intransigence (a joint model's a[k,k] less a method's, mean "
+            f"over k; RWalk, Chaudhry et al. 2018) is {100 * float(reference.mean()):.1f} % less LA: the same axis "
+            "from the other side."
+        )
+    return Plot("stability-plasticity", caption, header, tuple(rows), draw)
+
+
+def joint_reference(block: Block) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    """Return accuracy on task k of a model trained on tasks 0..k together, (T,), mean over runs; None without one."""
+    group = next((group for group in block.groups if group.label == "joint"), None)
+    return None if group is None else np.mean([np.diag(run.matrix) for run in group.runs], axis=0)
+
+
+def _intransigence(group: Group, reference: Any) -> tuple[Estimate | None, Estimate | None]:
+    """Return intransigence over a group's runs: its mean over tasks, and that of the last task."""
+    if reference is None:
+        return None, None
+    found = [intransigence(run.matrix, reference) for run in group.runs]
+    return estimate(float(values.mean()) for values in found), estimate(float(values[-1]) for values in found)
+
+
+def _equal_accuracy(axis: Axes, n_tasks: int) -> None:
+    """Draw lines of equal average accuracy across a panel, each with its number where it leaves it."""
+    (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
+    slope = n_tasks / (n_tasks - 1)
+    span = (right - left) + (high - low) / slope
+    step = next((step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 25) if span / step <= 7), 50)
+    first = np.floor((left - high / slope) / step) * step
+    for level in np.arange(first, right - low / slope + step, step):
+        if not 0 <= level <= 100:
+            continue
+        axis.plot([left, right], [slope * (left - level), slope * (right - level)], color="#bbbbbb", lw=0.5, zorder=0.4)
+        top, beside = level + high / slope, slope * (right - level)
+        text = {"fontsize": 5, "color": "#777777", "clip_on": False}
+        if left + 0.04 * (right - left) < top < right - 0.02 * (right - left):
+            axis.annotate(f"{level:g}", (top, high), (0, 1), textcoords="offset points", ha="center", **text)
+        elif low < beside <= high:
+            axis.annotate(f"{level:g}", (right, beside), (2, 0), textcoords="offset points", va="center", **text)
+    axis.set_xlim(left, right)
+    axis.set_ylim(low, high)
