@@ -17,7 +17,7 @@ from clbench.errors import UserError
 from clbench.records import RunRecord
 from clbench.report import console, figures, measures, stats, tables, writers
 from clbench.report.build import BEGIN, END, Built, build, check, update_readme
-from clbench.report.figures_costs import pareto
+from clbench.report.front import pareto
 from clbench.report.select import select
 from clbench.report.style import looks, save
 from record_factory import make_record

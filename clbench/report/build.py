@@ -5,6 +5,7 @@
 - `out/tables/<task>-sharing.*`: the ladder of sharing, where the records have one
 - `out/tables/reproduction.*`, `out/figures/reproduction.*`: ours beside published numbers, where there are runs for any
 - `out/tables/lab-growth.*`, `out/figures/lab-growth-*`: from `out/lab/growth-<device>.json`, where there is one
+- `out/figures/critical-difference.*`: average ranks, where enough baselines ran on enough streams
 - `out/figures/<task>-<figure>.pdf`, `.png`, `.csv`
 - `out/report.html`: everything on one page
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from clbench.errors import UserError
 from clbench.records import load_all, write_atomic
-from clbench.report import figures, figures_lab, lab, published, reproduction, sharing, tables
+from clbench.report import figures, figures_lab, figures_ranks, lab, published, reproduction, sharing, tables
 from clbench.report.figures_reproduction import forest
 from clbench.report.measures import Measure, chosen
 from clbench.report.page import page_html
@@ -55,7 +56,7 @@ class _Report:
     texts: dict[str, str]
     """File name under `tables/` -> content."""
     plots: dict[str, tuple[Plot, ...]]
-    """Stem of a block, of a record of the lab, or `reproduction.NAME` -> its figures."""
+    """Stem of a block, of a record of the lab, or `reproduction.NAME`, `figures_ranks.NAME` -> its figures."""
     problems: tuple[str, ...]
 
 
@@ -222,6 +223,8 @@ def _compose(
         made[reproduction.NAME] = (reproduction.table(comparisons),)
     beside, forests = _reproduction(comparisons)
     texts, plots = texts | beside, plots | forests
+    ranks = figures_ranks.critical_difference_diagram(selection)
+    plots |= {figures_ranks.NAME: (ranks,)} if ranks else {}
     measured, damaged = lab.load_all(out / "lab")
     if measured:
         made[lab.NAME] = tuple(table for record in measured for table in lab.tables(record))
@@ -260,6 +263,9 @@ def _index(
             if len(task.blocks) > 1:
                 lines += [f"{block.title}:", ""]
             lines += [*_figure_links(block.stem, plots[block.stem]), ""]
+    lines += [f"## {figures_ranks.TITLE}", ""]
+    drawn = plots.get(figures_ranks.NAME, ())
+    lines += [*(_figure_links(figures_ranks.NAME, drawn) or [figures_ranks.why_none(selection)]), ""]
     if reproduction.NAME in made:
         links = ", ".join(f"[{kind}]({reproduction.NAME}.{kind})" for kind in KINDS)
         lines += [f"## {reproduction.TITLE}", "", f"Table: {links}.", ""]

@@ -6,6 +6,7 @@ Letters: N lines.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -50,7 +51,7 @@ def end_labels(axis: Axes, ends: Mapping[str, tuple[float, float]], looks: Mappi
     pixels = figure.dpi_scale_trans
     for label, y in zip(order, places, strict=True):
         look, (end_x, end_y) = looks[label], points[label]
-        clear = {"transform": pixels, "clip_on": False}
+        clear: dict[str, Any] = {"transform": pixels, "clip_on": False}
         axis.plot([end_x, frame.x1 / dpi + 0.03, right], [end_y, end_y, y], color=look.colour, linewidth=0.4, **clear)
         axis.plot([right + _MARK / 2], [y], **{**look.curve, "markersize": 3.5}, **clear)
         axis.text(

@@ -18,12 +18,12 @@ from clbench.report.end_labels import end_labels, height, margin
 from clbench.report.figures_costs import parameters_over_tasks, peak_memory
 from clbench.report.figures_growth import capacity_over_tasks, growth_events, serving_units, widths_over_tasks
 from clbench.report.figures_marginal import marginal_parameters
+from clbench.report.figures_plasticity import stability_plasticity
 from clbench.report.figures_sharing import sharing_ladder, sharing_map
 from clbench.report.figures_trade import (
     accuracy_against_bytes,
     accuracy_against_parameters,
     accuracy_against_time,
-    stability_plasticity,
 )
 from clbench.report.measures import MEASURES, cells
 from clbench.report.select import Block, Group
@@ -145,7 +145,10 @@ def accuracy_per_task(block: Block, looks: Mapping[str, Look]) -> Plot:
         for j in range(n_tasks)
         for i in range(j, n_tasks)
     ]
-    caption = "Accuracy on each task from when it was learned to the end of the stream, mean over seeds."
+    caption = (
+        "Accuracy on each task from when it was learned to the end of the stream, mean over seeds; intervals are in "
+        "the data."
+    )
     if len(shown) < n_tasks:
         caption += f" {len(shown)} of {n_tasks} tasks are drawn."
     return Plot("per-task", caption, ("baseline", "task", "after_task", *STATISTICS), tuple(rows), draw)
@@ -201,7 +204,7 @@ def accuracy_matrices(block: Block) -> Plot:
         for i in range(n_tasks)
         for j in range(n_tasks)
     ]
-    caption = "Accuracy on every task (across) after every task (down), mean over seeds."
+    caption = "Accuracy on every task (across) after every task (down), mean over seeds; intervals are in the data."
     if len(shown) < len(matrices):
         caption += f" {len(shown)} of {len(matrices)} baselines are drawn."
     return Plot("matrix", caption, ("baseline", "after_task", "task", *STATISTICS), tuple(rows), draw)

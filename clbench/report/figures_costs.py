@@ -18,7 +18,7 @@ PHASES = {
     "train": Look("#0173b2", "o", ""),
     "grow": Look("#de8f05", "^", ""),
     "consolidate": Look("#029e73", "D", ""),
-    "evaluate": Look("#555555", "|", ""),
+    "evaluate": Look("#777777", "s", ""),
 }
 """Phases in order."""
 
@@ -70,7 +70,7 @@ def peak_memory(block: Block) -> Plot:
         measured = {phase: value for phase, value in of_phase.items() if value is not None}
         if measured:
             found[group.label] = measured
-    used = [phase for phase in PHASES if any(phase in values for values in found.values())]
+    used = [phase for phase in PHASES if any(phase in v and v[phase].mean > 0 for v in found.values())]
 
     def draw() -> Figure:
         left = 0.15 + max(text_width(label) for label in found)
@@ -78,6 +78,8 @@ def peak_memory(block: Block) -> Plot:
         for place, values in enumerate(found.values()):
             axis.plot([0, max(value.mean for value in values.values())], [place] * 2, color="#cccccc", lw=0.8, zorder=1)
             for phase, value in values.items():
+                if value.mean == 0:
+                    continue
                 look = PHASES[phase]
                 axis.errorbar(
                     value.mean, place, xerr=value.half or None, fmt=look.marker, color=look.colour, markersize=4,
@@ -85,7 +87,7 @@ def peak_memory(block: Block) -> Plot:
                 )  # fmt: skip
         axis.set_yticks(range(len(found)), list(found))
         axis.set_ylim(len(found) - 0.4, -0.6)
-        axis.set_xlim(0, 1.08 * max(value.mean for values in found.values() for value in values.values()))
+        axis.set_xlim(0, 1.08 * (max(value.mean for values in found.values() for value in values.values()) or 1))
         axis.grid(axis="y", visible=False)
         amount_ticks(axis.xaxis, MEASURES["peak_train_bytes"])
         axis.set_xlabel(f"peak memory of a phase, {block.device}")
@@ -99,7 +101,8 @@ def peak_memory(block: Block) -> Plot:
     ]
     caption = (
         "Peak allocated memory of each phase above the level before that phase, worst task, mean over seeds. Bars: "
-        "95 % Student-t intervals. Peaks of different phases fall at different times: they are not to be added."
+        "95 % Student-t intervals. Peaks of different phases fall at different times: they are not to be added. "
+        "A phase that allocated nothing has no mark."
     )
     return Plot("peak-memory", caption, ("baseline", "phase", "mean", "low", "high", "n"), tuple(rows), draw)
 

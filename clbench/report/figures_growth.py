@@ -129,6 +129,7 @@ def growth_events(block: Block) -> Plot:
                 axis.bar(places, side * values, 0.75, bottom=start, **style)
                 ends[side][: len(values)] += side * values
             axis.axhline(0, color="black", linewidth=0.6)
+            axis.set_ylim(1.08 * ends[-1].min(), 1.08 * max(1.0, ends[1].max()))
             axis.set_title(label, pad=2)
             axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
             axis.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")

@@ -59,7 +59,8 @@ def marginal_parameters(block: Block) -> Plot:
                 axis.text(j + 1, i, _number(value), ha="center", va="center", fontsize=5, color=colour)
         box = axis.get_position()
         bar = figure.add_axes((1 - 0.46 / width, box.y0, 0.09 / width, box.height))
-        figure.colorbar(image, cax=bar, ticks=[0, 0.1 * highest, 0.4 * highest, highest], format="%.0f")
+        ticks = [tick for tick in (0, 10, 50, 100, 200, 400, 800, 1600) if tick <= highest]
+        figure.colorbar(image, cax=bar, ticks=ticks, format="%.0f")
         bar.set_ylabel("of one net (%)", labelpad=1)
         return figure
 

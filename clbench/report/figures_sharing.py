@@ -22,7 +22,7 @@ from clbench.records import RunRecord, Sharing, TensorUse
 from clbench.report.figures_costs import amount_ticks
 from clbench.report.measures import MEASURES, Measure, amount, cells, exact
 from clbench.report.select import Block, Group
-from clbench.report.sharing import IN_COMMON, MARGINAL_RELATIVE, USED, ladder
+from clbench.report.sharing import IN_COMMON, MARGINAL_RELATIVE, USED, ladder, mapped
 from clbench.report.stats import Estimate
 from clbench.report.style import PAGE, Look, Plot, sheet, wide_range
 
@@ -327,7 +327,7 @@ def overlap(one: Box, other: Box) -> bool:
 
 def sharing_map(block: Block) -> Plot:
     """Return which tensor serves which task, for the first run of at most MAPS baselines spread over the ladder."""
-    firsts = [(group, next((run for run in group.runs if run.sharing is not None), None)) for group in ladder(block)]
+    firsts = [(group, next((run for run in group.runs if run.sharing is not None), None)) for group in mapped(block)]
     known = [(group, run, run.sharing) for group, run in firsts if run is not None and run.sharing is not None]
     rows = [
         (group.label, str(run.seed), _name(row), str(row.elements), str(row.tensors), " ".join(row.layers), *of_task)
@@ -345,7 +345,7 @@ def sharing_map(block: Block) -> Plot:
         f"wholly, with its parameters; the shade is the share of it that the task uses. {USED} One run each."
     )
     if len(drawn) < len(known):
-        caption += f" {len(drawn)} of {len(known)} baselines are drawn, spread over the ladder; "
+        caption += f" {len(drawn)} of {len(known)} baselines are drawn, spread over the shares in common; "
         caption += "of maps that look the same, the first."
     if any(len(found.map) > ROWS for _, _, found in drawn):
         caption += f" Of a longer map the {ROWS} largest rows are drawn."

@@ -1,5 +1,4 @@
-"""Figures of what one thing costs in another: accuracy against memory with the Pareto front, against time; forgetting
-against learning.
+"""Figures of accuracy against what it costs: parameters, memory with the Pareto front, time.
 
 Continual learners are drawn filled. Bounds (joint training, a net per task, ...) are hollow and on no front, unless the
 block has nothing else.
@@ -11,22 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from clbench.metrics import intransigence
 from clbench.report.figures_costs import amount_ticks
 from clbench.report.front import DEFINITION, area_under_front, pareto
 from clbench.report.measures import MEASURES, Measure, cells, exact, shown
 from clbench.report.select import Block, Group
-from clbench.report.stats import Estimate, estimate
+from clbench.report.stats import Estimate
 from clbench.report.style import COLUMN, PAGE, Look, Plot, handle, sheet, wide_range
 
 STATISTICS = ("mean", "low", "high", "n")
 ACCURACY, INCREMENTAL = MEASURES["average_accuracy"], MEASURES["average_incremental_accuracy"]
-FORGETTING, LEARNING = MEASURES["forgetting.first_minus_last"], MEASURES["learning_accuracy"]
 SIZE = 4.5
 """Of markers, points."""
 
@@ -74,7 +70,7 @@ def cloud(groups: Sequence[Group], x: Measure, y: Measure) -> Cloud:
 # ------------------------------------------------------------------------------------------------------------ drawing
 
 
-def _marks(axis: Axes, found: Cloud, looks: Mapping[str, Look], scale: tuple[float, float] = (1.0, 100.0)) -> None:
+def marks(axis: Axes, found: Cloud, looks: Mapping[str, Look], scale: tuple[float, float] = (1.0, 100.0)) -> None:
     """Draw the points of a cloud with their intervals, each measure times its scale; small intervals on top."""
     for label, (x, y) in found.points.items():
         axis.errorbar(
@@ -99,12 +95,12 @@ def _face(label: str, found: Cloud, looks: Mapping[str, Look]) -> dict[str, Any]
     }
 
 
-def _entries(found: Cloud, looks: Mapping[str, Look]) -> list[Line2D]:
+def entries(found: Cloud, looks: Mapping[str, Look]) -> list[Line2D]:
     """Return the legend's entries: markers alone."""
-    entries = [handle(label, looks[label]) for label in found.points]
-    for label, entry in zip(found.points, entries, strict=True):
+    made = [handle(label, looks[label]) for label in found.points]
+    for label, entry in zip(found.points, made, strict=True):
         entry.set(linestyle="none", markersize=SIZE, **_face(label, found, looks))
-    return entries
+    return made
 
 
 def _front_line(axis: Axes, found: Cloud) -> None:
@@ -130,7 +126,8 @@ def _cost_axis(axis: Axes, found: Cloud, cost: Measure) -> None:
 def _accuracy_range(clouds: Sequence[Cloud]) -> tuple[float, float]:
     """Return the range of an axis of accuracies, percent: of the means, and of intervals to as much again each side."""
     means = [100 * y.mean for found in clouds for _, y in found.points.values()]
-    ends = [100 * end for found in clouds for _, y in found.points.values() for end in (y.low, y.high) if end is not None]
+    bars = [(y.low, y.high) for found in clouds for _, y in found.points.values()]
+    ends = [100 * end for bar in bars for end in bar if end is not None]
     low, high = min(means), max(means)
     reach = max(high - low, 2.0)
     low, high = max(low - reach, min([low, *ends])), min(high + reach, max([high, *ends]))
@@ -149,12 +146,12 @@ def accuracy_against_parameters(block: Block, looks: Mapping[str, Look]) -> Plot
 
     def draw() -> Figure:
         figure, (axis,), finish = sheet(COLUMN, 2.1, legend=list(found.points), right=0.2)
-        _marks(axis, found, looks)
+        marks(axis, found, looks)
         _cost_axis(axis, found, cost)
         axis.set_ylim(_accuracy_range([found]))
         _front_line(axis, found)
         axis.set(xlabel="parameters stored", ylabel="average accuracy (%)")
-        finish(_entries(found, looks))
+        finish(entries(found, looks))
         return figure
 
     rows = [
@@ -162,7 +159,7 @@ def accuracy_against_parameters(block: Block, looks: Mapping[str, Look]) -> Plot
     ]
     header = ("baseline", *(f"{name}.{end}" for name in (cost.name, ACCURACY.name) for end in STATISTICS), "on_front")
     caption = (
-        f"Average accuracy against parameters stored. {_sentence(ACCURACY)}; {cost.definition}. Bars: 95 % Student-t "
+        f"Average accuracy against parameters stored. {sentence(ACCURACY)}; {cost.definition}. Bars: 95 % Student-t "
         "intervals over seeds. Line: Pareto front of the continual learners; bounds are hollow and not on it."
     )
     return Plot("accuracy-parameters", caption, header, tuple(rows), draw)
@@ -182,16 +179,16 @@ def accuracy_against_bytes(block: Block, looks: Mapping[str, Look]) -> Plot:
     named = list(dict.fromkeys(label for found in clouds for label in found.points))
 
     def draw() -> Figure:
-        figure, axes, finish = sheet(PAGE, 2.1, columns=2, legend=named, right=0.15, share=False)
+        figure, axes, finish = sheet(PAGE, 2.1, columns=2, legend=named, right=0.2, gap=(0.45, 0.0))
         for axis, found, (cost, words) in zip(axes, clouds, BUDGETS, strict=True):
-            _marks(axis, found, looks)
+            marks(axis, found, looks)
             _cost_axis(axis, found, cost)
             axis.set_ylim(_accuracy_range(clouds))
             _front_line(axis, found)
             axis.set_xlabel(words)
         axes[0].set_ylabel("average accuracy (%)")
         axes[1].tick_params(labelleft=False)
-        finish(_entries(max(clouds, key=lambda found: len(found.points)), looks))
+        finish(entries(max(clouds, key=lambda found: len(found.points)), looks))
         return figure
 
     rows, areas = [], []
@@ -214,7 +211,7 @@ def accuracy_against_bytes(block: Block, looks: Mapping[str, Look]) -> Plot:
             )  # fmt: skip
     caption = (
         "Average accuracy against total memory: to answer for all tasks seen (left) and to go on learning, optimiser, "
-        f"replay and all other state included (right). {_sentence(ACCURACY)}. Bars: 95 % Student-t intervals over "
+        f"replay and all other state included (right). {sentence(ACCURACY)}. Bars: 95 % Student-t intervals over "
         "seeds. Line: Pareto front of the continual learners; bounds are hollow and not on it."
     )
     if areas:
@@ -228,7 +225,8 @@ def accuracy_against_bytes(block: Block, looks: Mapping[str, Look]) -> Plot:
     return Plot("accuracy-bytes", caption, header, tuple(rows), draw)
 
 
-def _sentence(measure: Measure) -> str:
+def sentence(measure: Measure) -> str:
+    """Return a measure's definition as the beginning of a sentence."""
     return measure.definition[0].upper() + measure.definition[1:]
 
 
@@ -256,111 +254,25 @@ def accuracy_against_time(block: Block, looks: Mapping[str, Look]) -> Plot:
 
     def draw() -> Figure:
         figure, (axis,), finish = sheet(COLUMN, 2.1, legend=list(found.points), right=0.2)
-        _marks(axis, found, looks)
+        marks(axis, found, looks)
         _cost_axis(axis, found, seconds)
         axis.set_ylim(_accuracy_range([found]))
         axis.set(xlabel="seconds, training and evaluation of all tasks", ylabel="average accuracy (%)")
-        finish(_entries(found, looks))
+        finish(entries(found, looks))
         return figure
 
     rows = [(label, machine, *cells(x), *cells(y)) for label, (x, y) in found.points.items()]
-    header = ("baseline", "device_name", *(f"{name}.{end}" for name in ("seconds", ACCURACY.name) for end in STATISTICS))
+    columns = [f"{name}.{end}" for name in (seconds.name, ACCURACY.name) for end in STATISTICS]
     counts = sorted({len(group.runs) for group in groups if group.label in found.points})
     caption = (
         f"Average accuracy against time: wall clock of all tasks, training to evaluation, of the runs on "
         f"{machine or block.device} alone (n = {_spans(counts)} a baseline), since seconds of different processors do "
-        f"not compare. {_sentence(ACCURACY)}. Bars: 95 % Student-t intervals over seeds. Bounds are hollow."
+        f"not compare. {sentence(ACCURACY)}. Bars: 95 % Student-t intervals over seeds. Bounds are hollow."
     )
     if absent:
         caption += f" Without a run there: {', '.join(absent)}."
-    return Plot("accuracy-time", caption, header, tuple(rows), draw)
+    return Plot("accuracy-time", caption, ("baseline", "device_name", *columns), tuple(rows), draw)
 
 
 def _spans(counts: Sequence[int]) -> str:
     return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}" if counts else "0"
-
-
-# ------------------------------------------------------------------------------------------ stability and plasticity
-
-
-def stability_plasticity(block: Block, looks: Mapping[str, Look]) -> Plot:
-    """Return forgetting (first minus last) against learning accuracy, with lines of equal average accuracy.
-
-    With this definition of forgetting the lines are exact: ACC = LA - (T - 1) / T x forgetting. None for T = 1.
-    """
-    found = cloud(block.groups, LEARNING, FORGETTING)
-    reference = joint_reference(block)
-    n_tasks = block.task.n_tasks
-
-    def draw() -> Figure:
-        figure, (axis,), finish = sheet(COLUMN, 2.3, legend=list(found.points), right=0.3)
-        _marks(axis, found, looks, (100.0, 100.0))
-        x = [100 * point.mean for point, _ in found.points.values()]
-        y = [100 * point.mean for _, point in found.points.values()]
-        wide, high = max(max(x) - min(x), 1.0), max(max(y) - min(y), 1.0)
-        axis.set_xlim(min(x) - 0.08 * wide, max(x) + 0.08 * wide)
-        axis.set_ylim(min(y) - 0.08 * high, max(y) + 0.08 * high)
-        axis.axhline(0, color="#777777", linewidth=0.5, zorder=0.5)
-        _equal_accuracy(axis, n_tasks)
-        axis.set(xlabel="learning accuracy (%)", ylabel="forgetting (percentage points)")
-        finish(_entries(found, looks))
-        return figure
-
-    rows = []
-    for group in block.groups:
-        if group.label in found.points:
-            learned, forgot = found.points[group.label]
-            chaudhry = MEASURES["forgetting.chaudhry2018"].over(group.runs)
-            average, last = _intransigence(group, reference)
-            rows.append((group.label, *cells(learned), *cells(forgot), *cells(chaudhry), *cells(average), *cells(last)))
-    columns = (
-        LEARNING.name, FORGETTING.name, "forgetting.chaudhry2018", "intransigence_mean", "intransigence_last"
-    )  # fmt: skip
-    header = ("baseline", *(f"{name}.{end}" for name in columns for end in STATISTICS))
-    caption = (
-        f"Stability against plasticity: the best corner is at the lower right. {_sentence(LEARNING)}; "
-        f"{FORGETTING.definition}. Bars: 95 % Student-t intervals over seeds. Grey lines: equal average accuracy (%), "
-        "ACC = LA - (T-1)/T x forgetting. Bounds are hollow."
-    )
-    if reference is not None:
-        caption += (
-            " With the block's joint training as reference, intransigence (a joint model's a[k,k] less a method's, mean "
-            f"over k; RWalk, Chaudhry et al. 2018) is {100 * float(reference.mean()):.1f} % less LA: the same axis "
-            "from the other side."
-        )
-    return Plot("stability-plasticity", caption, header, tuple(rows), draw)
-
-
-def joint_reference(block: Block) -> np.ndarray[Any, np.dtype[np.float64]] | None:
-    """Return accuracy on task k of a model trained on tasks 0..k together, (T,), mean over runs; None without one."""
-    group = next((group for group in block.groups if group.label == "joint"), None)
-    return None if group is None else np.mean([np.diag(run.matrix) for run in group.runs], axis=0)
-
-
-def _intransigence(group: Group, reference: Any) -> tuple[Estimate | None, Estimate | None]:
-    """Return intransigence over a group's runs: its mean over tasks, and that of the last task."""
-    if reference is None:
-        return None, None
-    found = [intransigence(run.matrix, reference) for run in group.runs]
-    return estimate(float(values.mean()) for values in found), estimate(float(values[-1]) for values in found)
-
-
-def _equal_accuracy(axis: Axes, n_tasks: int) -> None:
-    """Draw lines of equal average accuracy across a panel, each with its number where it leaves it."""
-    (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
-    slope = n_tasks / (n_tasks - 1)
-    span = (right - left) + (high - low) / slope
-    step = next((step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 25) if span / step <= 7), 50)
-    first = np.floor((left - high / slope) / step) * step
-    for level in np.arange(first, right - low / slope + step, step):
-        if not 0 <= level <= 100:
-            continue
-        axis.plot([left, right], [slope * (left - level), slope * (right - level)], color="#bbbbbb", lw=0.5, zorder=0.4)
-        top, beside = level + high / slope, slope * (right - level)
-        text = {"fontsize": 5, "color": "#777777", "clip_on": False}
-        if left + 0.04 * (right - left) < top < right - 0.02 * (right - left):
-            axis.annotate(f"{level:g}", (top, high), (0, 1), textcoords="offset points", ha="center", **text)
-        elif low < beside <= high:
-            axis.annotate(f"{level:g}", (right, beside), (2, 0), textcoords="offset points", va="center", **text)
-    axis.set_xlim(left, right)
-    axis.set_ylim(low, high)

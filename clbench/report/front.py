@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 DEFINITION = (
     "The area under the front is the mean over budgets b, from the least to the most bytes of a continual learner here "
@@ -49,7 +50,7 @@ def area_under_front(points: Sequence[tuple[float, float]]) -> float | None:
         return None
     by_cost = sorted(points)
     parts, best = [], -math.inf
-    for (cost, gain), (following, _) in zip(by_cost, by_cost[1:], strict=False):
+    for (cost, gain), (following, _) in pairwise(by_cost):
         best = max(best, gain)
         parts.append(best * math.log(following / cost))
     return math.fsum(parts) / math.log(by_cost[-1][0] / by_cost[0][0])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jinja2
 
-from clbench.report import lab, reproduction
+from clbench.report import figures_ranks, lab, reproduction
 from clbench.report.select import Selection
 from clbench.report.style import DPI, Plot
 from clbench.report.writers import TextTable
@@ -52,6 +52,11 @@ def page_html(
         }
         for task in selection.tasks
     ]
+    if figures_ranks.NAME in plots:
+        name = figures_ranks.NAME
+        pairs = [_picture(plot.caption, pictures[plot.stem(name)]) for plot in plots[name]]
+        blocks = [{"title": "", "figures": pairs}]
+        sections.append({"name": name, "title": figures_ranks.TITLE, "tables": (), "blocks": blocks})
     if lab.NAME in tables:
         drawn = [(stem, plot) for stem in lab.stems(plots) for plot in plots[stem]]
         pairs = [_picture(plot.caption, pictures[plot.stem(stem)]) for stem, plot in drawn]

@@ -49,6 +49,14 @@ def ladder(block: Block) -> list[Group]:
     return [group for _, group in found] if len(different) >= RUNGS else []
 
 
+def mapped(block: Block) -> list[Group]:
+    """Return the baselines worth a map: the ladder's; without one, where tasks of any share some but not all, all."""
+    found = [(value.mean, group) for group in block.groups if (value := IN_COMMON.over(group.runs)) is not None]
+    found.sort(key=lambda pair: (-pair[0], pair[1].label))
+    partly = any(0 < share < 1 for share, _ in found)
+    return ladder(block) or ([group for _, group in found] if partly else [])
+
+
 def left_out(block: Block) -> list[str]:
     """Return the labels that a block's ladder lacks: their runs were recorded without sharing; [] without a ladder."""
     rungs = {group.label for group in ladder(block)}

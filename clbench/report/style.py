@@ -64,7 +64,7 @@ _BOUNDS = {
 }
 _INDIGO, _OLIVE = "#332288", "#a08c00"
 _TO_PATH = TextToPath()
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d")
 
 
 @dataclass(frozen=True)
