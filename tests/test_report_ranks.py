@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -33,7 +34,7 @@ def table(rows: Sequence[Sequence[float]], methods: Sequence[str] = METHODS) -> 
     return {f"stream_{i}": dict(zip(methods, row, strict=True)) for i, row in enumerate(rows)}
 
 
-# ------------------------------------------------------------------------------------------------------------ statistics
+# ----------------------------------------------------------------------------------------------------------- statistics
 
 
 def test_critical_differences_are_those_of_demsar_2006() -> None:
@@ -73,7 +74,7 @@ def test_ties_share_their_mean_rank_and_correct_the_statistic() -> None:
     """
     found = ranks.rank(table(TIED))
     assert found is not None
-    assert found.methods == METHODS[:3] + ("ewc", "si")
+    assert found.methods == (*METHODS[:3], "ewc", "si")
     assert found.average == pytest.approx((4 / 3, 23 / 12, 3, 25 / 6, 55 / 12))
     assert found.chi_squared == pytest.approx(19.247863247863247)
     assert found.chi_squared == pytest.approx(friedmanchisquare(*np.array(TIED).T).statistic)
@@ -109,7 +110,7 @@ def test_equal_methods_are_joined_by_one_bar() -> None:
     assert (tied.differs, tied.cliques()) == (False, [(0, 3)])
 
 
-# ------------------------------------------------------------------------------------------------------ what is compared
+# ----------------------------------------------------------------------------------------------------- what is compared
 
 
 def test_fewer_methods_or_streams_are_not_ranked() -> None:
@@ -139,7 +140,7 @@ def test_streams_are_chosen_so_that_most_combinations_stay(members: Mapping[str,
     assert ranks.chosen_streams(everything) == list(expected)
 
 
-# ------------------------------------------------------------------------------------------------------------ the figure
+# ----------------------------------------------------------------------------------------------------------- the figure
 
 
 @pytest.fixture(autouse=True)
@@ -162,7 +163,7 @@ def test_the_diagram_is_drawn_from_the_records_and_named_everywhere(tmp_path: Pa
     runs = _records(tmp_path / "runs", TIED)
     make_record("stream_0", "lwf", acc=[[0.5] * 2] * 2).save(runs)
     built = build(runs, tmp_path / "out")
-    lines = list(csv.DictReader((tmp_path / "out" / "figures" / "critical-difference.csv").open()))
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "out" / "figures" / "critical-difference.csv").read_text())))
     average = {line["baseline"]: float(line["average_rank"]) for line in lines}
     assert average == pytest.approx({"er": 4 / 3, "derpp": 23 / 12, "gem": 3, "ewc": 25 / 6, "si": 55 / 12})
     assert [float(line["rank"]) for line in lines if line["baseline"] == "derpp"] == [2.5, 1, 2, 3, 1, 2]
