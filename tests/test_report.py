@@ -268,7 +268,8 @@ def test_build_writes_tables_figures_and_page(made: tuple[Path, Built]) -> None:
     _, built = made
     names = {path.relative_to(built.out).as_posix() for path in built.paths}
     assert {f"tables/toy_3.{suffix}" for suffix in ("md", "csv", "tex")} <= names
-    for figure in ("seen", "per-task", "matrix", "forgetting", "parameters", "accuracy-bytes", "peak-memory"):
+    drawn = ("seen", "per-task", "matrix", "forgetting", "parameters", "accuracy-bytes", "accuracy-time", "peak-memory")
+    for figure in drawn:
         assert {f"figures/toy_3-{figure}.{suffix}" for suffix in ("pdf", "png", "csv")} <= names
     assert all(path.is_file() and path.stat().st_size > 0 for path in built.paths)
     assert built.problems == ("toy_3/ewc (seed 0, cpu) failed: RuntimeError: <b>bad</b> loss",)
@@ -276,7 +277,7 @@ def test_build_writes_tables_figures_and_page(made: tuple[Path, Built]) -> None:
 
 def test_the_page_is_one_file_that_runs_nothing(made: tuple[Path, Built]) -> None:
     page = (made[1].out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 8
+    assert page.count("data:image/png;base64,") == 10
     assert "<script" not in page
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
     assert "&lt;b&gt;bad&lt;/b&gt;" in page

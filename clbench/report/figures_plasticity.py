@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from clbench.metrics import intransigence
-from clbench.report.figures_trade import cloud, entries, marks, sentence
+from clbench.report.figures_trade import INTERVALS, cloud, entries, marks, sentence
 from clbench.report.measures import MEASURES, cells
 from clbench.report.select import Block, Group
 from clbench.report.stats import Estimate, estimate
@@ -62,7 +62,7 @@ def stability_plasticity(block: Block, looks: Mapping[str, Look]) -> Plot:
     header = ("baseline", *(f"{name}.{end}" for name in columns for end in STATISTICS))
     caption = (
         f"Stability against plasticity: the best corner is at the lower right. {sentence(LEARNING)}; "
-        f"{FORGETTING.definition}. Bars: 95 % Student-t intervals over seeds. Grey lines: equal average accuracy (%), "
+        f"{FORGETTING.definition}. {INTERVALS} Grey lines: equal average accuracy (%), "
         "ACC = LA - (T-1)/T x forgetting. Bounds are hollow."
     )
     if reference is not None:

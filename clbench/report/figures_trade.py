@@ -26,6 +26,9 @@ ACCURACY, INCREMENTAL = MEASURES["average_accuracy"], MEASURES["average_incremen
 SIZE = 4.5
 """Of markers, points."""
 
+INTERVALS = "Bars: 95 % Student-t intervals over seeds, cut where they leave the panel."
+"""For captions."""
+
 Points = dict[str, tuple[Estimate, Estimate]]
 
 
@@ -159,8 +162,8 @@ def accuracy_against_parameters(block: Block, looks: Mapping[str, Look]) -> Plot
     ]
     header = ("baseline", *(f"{name}.{end}" for name in (cost.name, ACCURACY.name) for end in STATISTICS), "on_front")
     caption = (
-        f"Average accuracy against parameters stored. {sentence(ACCURACY)}; {cost.definition}. Bars: 95 % Student-t "
-        "intervals over seeds. Line: Pareto front of the continual learners; bounds are hollow and not on it."
+        f"Average accuracy against parameters stored. {sentence(ACCURACY)}; {cost.definition}. {INTERVALS} "
+        "Line: Pareto front of the continual learners; bounds are hollow and not on it."
     )
     return Plot("accuracy-parameters", caption, header, tuple(rows), draw)
 
@@ -211,8 +214,8 @@ def accuracy_against_bytes(block: Block, looks: Mapping[str, Look]) -> Plot:
             )  # fmt: skip
     caption = (
         "Average accuracy against total memory: to answer for all tasks seen (left) and to go on learning, optimiser, "
-        f"replay and all other state included (right). {sentence(ACCURACY)}. Bars: 95 % Student-t intervals over "
-        "seeds. Line: Pareto front of the continual learners; bounds are hollow and not on it."
+        f"replay and all other state included (right). {sentence(ACCURACY)}. {INTERVALS} "
+        "Line: Pareto front of the continual learners; bounds are hollow and not on it."
     )
     if areas:
         caption += f" {DEFINITION}, accuracy being that after the last task (AUC-L) or {INCREMENTAL.label} (AUC-A): "
@@ -267,7 +270,7 @@ def accuracy_against_time(block: Block, looks: Mapping[str, Look]) -> Plot:
     caption = (
         f"Average accuracy against time: wall clock of all tasks, training to evaluation, of the runs on "
         f"{machine or block.device} alone (n = {_spans(counts)} a baseline), since seconds of different processors do "
-        f"not compare. {sentence(ACCURACY)}. Bars: 95 % Student-t intervals over seeds. Bounds are hollow."
+        f"not compare. {sentence(ACCURACY)}. {INTERVALS} Bounds are hollow."
     )
     if absent:
         caption += f" Without a run there: {', '.join(absent)}."
