@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": set(),
     "nets": {"nets"},
     "tensors": set(),
+    "budgets": {"records"},
     "sharing": {"records", "tensors"},
     "footprint": {"records", "tensors"},
     "flops": {"record_parts"},
@@ -72,13 +73,14 @@ ALLOWED: dict[str, set[str]] = {
     "checks": PLAIN | {"", "recipes", "report", "strategies.build", "tuning"},
     "lab": {"lab", "lab.record", "nets", "memory", "records", "environment", "errors"},
     "lab.record": {"errors", "records"},
-    "report": PLAIN | {"report", "records", "recipes", "metrics", "lab.record", "tuning"},
+    "report": PLAIN | {"report", "budgets", "records", "recipes", "metrics", "lab.record", "tuning"},
     "scaffold": {"errors", "recipes", "records"},
     "doctor": {"", "errors", "data", "memory", "recipes"},
     "cli": {"", "commands", "errors"},
     "commands": PLAIN
     | {
-        "commands", "checks", "data", "doctor", "importing", "lab", "recipes", "records", "report", "scaffold", "sweep",
+        "commands", "budgets", "checks", "data", "doctor", "importing", "lab", "recipes", "records", "report",
+        "scaffold", "sweep",
         "tuning",
     },
 }  # fmt: skip

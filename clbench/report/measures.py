@@ -338,6 +338,25 @@ def amount(value: float, unit: Unit) -> str:
     return _number(value / scale, digits) + suffix
 
 
+def difference(mean: float, low: float | None, high: float | None, unit: Unit) -> str:
+    """Return a difference as the text of a cell, "+2.31 [0.84, 3.78]"; without ends, "+2.31".
+
+    Fractions and areas in points of percent, two decimals; bytes and counts with a prefix of their own.
+    """
+    if unit in ("fraction", "area"):
+        scale, suffix, digits = 0.01, "", 2
+    else:
+        width = 0.0 if low is None or high is None else high - low
+        scale, suffix, digits = _scale(max(abs(mean), abs(low or 0), abs(high or 0)), width, unit)
+        # Ends that are close to each other are told apart.
+        digits = max(digits, min(4, 1 - math.floor(math.log10(width / scale)))) if width else digits
+    text = _number(mean / scale, digits)
+    text = text if text.startswith("-") or float(text) == 0 else f"+{text}"
+    if low is not None and high is not None:
+        text += f" [{_number(low / scale, digits)}, {_number(high / scale, digits)}]"
+    return text + suffix
+
+
 def _scale(mean: float, half: float | None, unit: Unit) -> tuple[float, str, int]:
     """Return divisor, suffix and number of decimals for three significant digits (percent: one decimal, areas two)."""
     if unit in ("fraction", "area"):
