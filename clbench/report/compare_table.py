@@ -150,4 +150,3 @@ def _family(found: Compared) -> str:
     over = f" over {tasks} tasks and devices" if tasks > 1 else ""
     word = "comparison" if sizes == [1] else "comparisons"
     return f"the {tests} {word} of one metric here{over}; each metric is a family of its own"
-

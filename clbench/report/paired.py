@@ -20,6 +20,7 @@ Unit: that of the values.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -165,5 +166,10 @@ def detectable(std: float, n: int) -> float:
 
     3.26 standard deviations of 3 pairs, 1.68 of 5, 1.00 of 10.
     """
+    return std * _detectable_ratio(n)
+
+
+@functools.cache
+def _detectable_ratio(n: int) -> float:
     most = 8 * t_quantile(n - 1) / math.sqrt(n)
-    return std * float(brentq(lambda ratio: power(ratio, 1.0, n) - POWER, 0.0, most, xtol=1e-9))
+    return float(brentq(lambda ratio: power(ratio, 1.0, n) - POWER, 0.0, most, xtol=1e-9))
