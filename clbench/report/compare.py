@@ -212,8 +212,9 @@ def _named(block: Block, name: str, variants: bool) -> list[Group]:
     """Return the groups that a name means: of that label if there is one, else all variants of the baseline."""
     if variants and "@" not in name and "#" not in name:
         return [group for group in block.groups if name == group.baseline.name]
-    for exact in (lambda group: group.label, lambda group: group.baseline.label, lambda group: group.baseline.name):
-        found = [group for group in block.groups if exact(group) == name]
+    called = [(group, (group.label, group.baseline.label, group.baseline.name)) for group in block.groups]
+    for place in range(3):
+        found = [group for group, known in called if known[place] == name]
         if found:
             return found
     return []
