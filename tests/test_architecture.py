@@ -67,6 +67,11 @@ ALLOWED: dict[str, set[str]] = {
         "environment", "imports", "loading", "process", "sharing", "strategies.base", "strategies.build",
         "strategies.foreign",
     },
+    "matching": PLAIN
+    | {
+        "budgets", "footprint", "process", "recipes", "records", "runner", "strategies.base", "strategies.build",
+        "streams",
+    },
     "preflight": PLAIN | {"recipes", "runner", "strategies.base", "strategies.build", "strategies.foreign", "streams"},
     "sweep": PLAIN
     | {"books", "preflight", "runner", "environment", "recipes", "records", "data", "strategies.build", "tuning"},
@@ -79,17 +84,16 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {"", "commands", "errors"},
     "commands": PLAIN
     | {
-        "commands", "budgets", "checks", "data", "doctor", "importing", "lab", "recipes", "records", "report",
-        "scaffold", "sweep",
-        "tuning",
+        "commands", "budgets", "checks", "data", "doctor", "importing", "lab", "matching", "recipes", "records",
+        "report", "scaffold", "sweep", "tuning",
     },
 }  # fmt: skip
 
 OUTSIDE: dict[str, set[str]] = {
     "torch": {
         "books", "checkpoint", "data", "data_content", "data_sources", "doctor", "environment", "flops", "footprint",
-        "lab", "loading", "memory", "nets", "preflight", "process", "runner", "sharing", "strategies", "streams",
-        "sweep", "tensors", "views",
+        "lab", "loading", "matching", "memory", "nets", "preflight", "process", "runner", "sharing", "strategies",
+        "streams", "sweep", "tensors", "views",
     },
     "avalanche": {"loading", "runner", "strategies", "streams", "scaffold"},
 }  # fmt: skip

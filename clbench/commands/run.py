@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from clbench import budgets
 from clbench.commands.common import command, execution, explain_failures, overrides, run_all, seeds
+from clbench.errors import UserError
 
 if TYPE_CHECKING:
     from clbench.commands.common import Commands
@@ -28,6 +31,13 @@ def register(commands: Commands) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE",
         help="a setting of the strategy, train.<key> or model.<key>; recorded as <baseline>@<hash>",
     )  # fmt: skip
+    run.add_argument(
+        "--match", choices=list(budgets.BUDGETS), metavar="BUDGET",
+        help="size every baseline so that it costs as much as that of --to, within 2 %%: "
+        f"{', '.join(budgets.BUDGETS)}",
+    )  # fmt: skip
+    run.add_argument("--to", metavar="BASELINE", help="for --match: a name, a recipe file, or a label of records")
+    run.add_argument("--by", metavar="SETTING", help="for --match: what to change, a setting or width")
     execution(run, "3")
 
 
@@ -35,9 +45,15 @@ def _run(options: argparse.Namespace) -> int:
     from clbench import sweep
 
     started = time.monotonic()
-    jobs = sweep.plan(options.task, options.baseline, seeds(options.seeds), overrides(options.set))
+    given = overrides(options.set)
+    matches = _matches(options, given)
+    if matches:
+        jobs = [job for found in matches for job in _jobs_of(found, seeds(options.seeds))]
+    else:
+        jobs = sweep.plan(options.task, options.baseline, seeds(options.seeds), given)
     outcomes = run_all(jobs, options)
     _print_table(outcomes)
+    _say_missed(matches, outcomes)
     kinds = ("done", "skipped", "failed", "interrupted")
     counts = {status: sum(outcome.status == status for outcome in outcomes) for status in kinds}
     stopped = f", {counts['interrupted']} interrupted" if counts["interrupted"] else ""
@@ -46,6 +62,59 @@ def _run(options: argparse.Namespace) -> int:
         f"in {sweep.seconds_since(started)}. Records: {options.out}"
     )
     return explain_failures(outcomes)
+
+
+def _matches(options: argparse.Namespace, given: dict[str, Any]) -> list[Any]:
+    """Return the sizes that were asked for, a task and baseline each; every mistake at once."""
+    if options.match is None or options.to is None:
+        alone = next((name for name in ("match", "to", "by") if getattr(options, name) is not None), None)
+        if alone:
+            raise UserError(f"--{alone}: a matched run needs --match BUDGET and --to BASELINE")
+        return []
+    from clbench import sweep
+    from clbench.matching import match
+
+    # Everything else that can be wrong is wrong before a size is looked for.
+    sweep.plan(options.task, options.baseline, seeds(options.seeds), given)
+    found: list[Any] = []
+    lines: list[str] = []
+    for task in dict.fromkeys(options.task):
+        for baseline in dict.fromkeys(options.baseline):
+            try:
+                found.append(
+                    match(task, baseline, options.to, options.match, by=options.by, overrides=given, runs=options.out)
+                )
+                print(found[-1])
+            except UserError as error:
+                lines += error.lines
+    if lines:
+        raise UserError(*dict.fromkeys(lines))
+    return found
+
+
+def _jobs_of(found: Any, numbers: Sequence[int]) -> list[Any]:
+    from clbench.sweep import Job
+
+    return [Job(found.experiment, seed) for seed in numbers]
+
+
+def _say_missed(matches: Sequence[Any], outcomes: Sequence[Any]) -> None:
+    """Say on stderr where a run kept more or less than its size promised: what it keeps depends on what it learns."""
+    from clbench import records
+
+    promised = {(found.experiment.task.name, found.experiment.label): found for found in matches}
+    for outcome in outcomes:
+        found = promised.get((outcome.job.experiment.task.name, outcome.job.experiment.label))
+        if found is None or outcome.status not in ("done", "skipped"):
+            continue
+        kept = budgets.BUDGETS[found.budget](records.load(outcome.record).footprints[-1])
+        off = (kept - found.wanted) / found.wanted
+        if abs(off) > budgets.TOLERANCE:
+            print(
+                f"clbench: {outcome.job}: {found.budget} came out {off:+.1%} from {found.to}'s: what this method keeps "
+                "depends on what it learns",
+                file=sys.stderr,
+            )
 
 
 def _print_table(outcomes: Sequence[Any]) -> None:

@@ -77,6 +77,7 @@ class APD(Strategy):
 
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"task"})
     model_kinds: ClassVar[frozenset[str] | None] = CHAINS
+    sized_by_learning: ClassVar[bool] = True
 
     def __init__(self, *, setup: Setup, config: Config) -> None:
         self.decay = setup.train.weight_decay

@@ -76,6 +76,11 @@ class Strategy(SupervisedTemplate):
     """Attributes that hold the method's state between tasks: tensors, nets, numbers, nested in lists and dicts."""
     answers_with: ClassVar[frozenset[str]] = frozenset()
     """Those of `stores` that are needed to answer, not only to learn on."""
+    sized_by: ClassVar[tuple[str, ...]] = ("width",)
+    """What gives way where the method is to meet a budget (`clbench run --match`), the first that moves it: a setting
+    that is a number, or "width", that of the net."""
+    sized_by_learning: ClassVar[bool] = False
+    """Whether what is kept after the last task depends on what was learned, not on the tasks alone."""
 
     def __init__(self, *, setup: Setup, config: Any) -> None:
         net = setup.new_net().to(setup.device)

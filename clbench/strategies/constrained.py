@@ -28,6 +28,7 @@ class Constrained(Strategy):
 
     memory: Buffer
     stores: ClassVar[tuple[str, ...]] = ("memory",)
+    sized_by: ClassVar[tuple[str, ...]] = ("buffer", "width")
 
     def before_task(self, experience: DatasetExperience) -> None:
         """Let the memory know how the task's samples are normalised and augmented."""

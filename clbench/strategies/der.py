@@ -52,6 +52,7 @@ class DER(Strategy):
         """Weight of the labels; DER++ has it."""
 
     stores: ClassVar[tuple[str, ...]] = ("memory",)
+    sized_by: ClassVar[tuple[str, ...]] = ("buffer", "width")
 
     def __init__(self, *, setup: Setup, config: Config) -> None:
         super().__init__(setup=setup, config=config)

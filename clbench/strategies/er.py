@@ -41,6 +41,7 @@ class ER(Strategy):
         """Samples drawn from the memory for each batch."""
 
     stores: ClassVar[tuple[str, ...]] = ("memory",)
+    sized_by: ClassVar[tuple[str, ...]] = ("buffer", "width")
 
     def __init__(self, *, setup: Setup, config: Config) -> None:
         super().__init__(setup=setup, config=config)

@@ -77,6 +77,7 @@ class Expanding(Strategy):
 
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"task"})
     model_kinds: ClassVar[frozenset[str] | None] = CHAINS
+    sized_by_learning: ClassVar[bool] = True
 
     scale_by_lr: ClassVar[bool] = True
     """Whether the proximal steps have the learning rate as their step size; else 1."""

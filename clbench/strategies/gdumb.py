@@ -43,6 +43,7 @@ class GDumb(Strategy):
 
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"task", "class"})
     stores: ClassVar[tuple[str, ...]] = ("memory", "observed")
+    sized_by: ClassVar[tuple[str, ...]] = ("buffer", "width")
 
     def __init__(self, *, setup: Setup, config: Config) -> None:
         super().__init__(setup=setup, config=config)

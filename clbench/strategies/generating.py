@@ -97,6 +97,7 @@ class Generating(Strategy):
     """Of the generator: a key of `GENERATORS`."""
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"task", "domain", "class"})
     stores: ClassVar[tuple[str, ...]] = ("classes",)
+    sized_by: ClassVar[tuple[str, ...]] = ("compression", "width")
 
     def __init__(self, *, setup: Setup, config: Any) -> None:
         self.sizes: dict[str, Any] = {}

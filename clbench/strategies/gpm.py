@@ -66,6 +66,7 @@ class GPM(Strategy):
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"task", "domain"})
     model_kinds: ClassVar[frozenset[str] | None] = CHAINS
     stores: ClassVar[tuple[str, ...]] = ("bases",)
+    sized_by_learning: ClassVar[bool] = True
 
     def __init__(self, *, setup: Setup, config: Config) -> None:
         super().__init__(setup=setup, config=config)

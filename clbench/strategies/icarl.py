@@ -56,6 +56,7 @@ class ICaRL(Strategy):
 
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"class"})
     stores: ClassVar[tuple[str, ...]] = ("exemplars", "pixels", "means")
+    sized_by: ClassVar[tuple[str, ...]] = ("buffer", "width")
     answers_with: ClassVar[frozenset[str]] = frozenset({"means"})
 
     def __init__(self, *, setup: Setup, config: Config) -> None:

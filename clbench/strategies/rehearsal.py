@@ -36,6 +36,7 @@ class Rehearsal(Strategy):
         """Samples kept in all."""
 
     stores: ClassVar[tuple[str, ...]] = ("memory",)
+    sized_by: ClassVar[tuple[str, ...]] = ("buffer", "width")
 
     def __init__(self, *, setup: Setup, config: Config) -> None:
         super().__init__(setup=setup, config=config)

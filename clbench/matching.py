@@ -1,0 +1,304 @@
+"""Sizes with which one baseline costs as much as another: `clbench run --match BUDGET --to BASELINE`.
+
+What a method keeps after the last task is found by going through the stream's tasks with it, one optimiser step each:
+the same code as a run, so that every byte is counted that a run would count, without the training. A test runs every
+shipped baseline both ways. What is kept by methods that grow where they need to, or keep what they found to be sparse,
+depends on what they learn (`Strategy.sized_by_learning`): others are matched to their recorded runs, they to none.
+
+What is changed is the first of `Strategy.sized_by` that moves the budget: a setting (a replay buffer, the compression
+of a hypernetwork), or "width", the widths of the net's layers in proportion. Whole numbers are tried one by one, reals
+in steps of 1e-4; of those the nearest is taken. Budgets are taken to grow with sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clbench.budgets import BUDGETS, TOLERANCE
+from clbench.errors import UserError, unknown
+from clbench.footprint import footprint
+from clbench.process import reproducible
+from clbench.recipes import Experiment, load_baseline, load_task, names, resolve
+from clbench.records import Footprint, RunRecord, load_all
+from clbench.runner import net_factory
+from clbench.strategies.base import Setup, Strategy
+from clbench.strategies.build import build, check, find_class, resolved_settings
+from clbench.streams import Stream, make_stream
+
+WIDTH = "width"
+_WIDTHS = {
+    "mlp": ("hidden",),
+    "normed_mlp": ("hidden",),
+    "zenke": ("channels", "hidden"),
+    "lenet": ("channels", "hidden"),
+    "resnet18": ("width",),
+}
+"""Kind of net -> its keys that are widths."""
+_STEPS = 10_000
+"""Of a setting that is no whole number, within 1."""
+_MOST_DOUBLINGS = 24
+
+
+@dataclass(frozen=True)
+class Match:
+    """The size of a baseline that costs as much as another on a task."""
+
+    experiment: Experiment
+    """With the size."""
+    budget: str
+    to: str
+    wanted: float
+    reached: int
+    changed: dict[str, Any]
+    """What of the baseline was changed, as `--set` takes it; empty where it was as large already."""
+    before: dict[str, Any]
+
+    @property
+    def off(self) -> float:
+        """How far the budget is from what was wanted, as a share of it."""
+        return (self.reached - self.wanted) / self.wanted
+
+    def __str__(self) -> str:
+        changes = ", ".join(f"{key} {self.before.get(key)} -> {value}" for key, value in self.changed.items())
+        return (
+            f"{self.experiment.task.name}: {self.experiment.label}: {changes or 'as it is'}: {self.budget} "
+            f"{self.reached:,} of {self.to}'s {self.wanted:,.0f} ({self.off:+.2%})"
+        )
+
+
+def match(
+    task: str,
+    baseline: str,
+    to: str,
+    budget: str,
+    *,
+    by: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    runs: Path | None = None,
+    data_root: Path | None = None,
+) -> Match:
+    """Return the size of `baseline` at which its budget is that of `to` on a task.
+
+    Args:
+        task: shipped name or path of a recipe.
+        baseline: likewise; what is sized.
+        to: likewise, or a label of records (`ewc@1a2b3c4d`).
+        budget: a key of `BUDGETS`.
+        by: the setting to change, or "width"; None for what the method is sized by.
+        overrides: of `baseline`, as of `resolve`.
+        runs: folder of records, for what only they can tell.
+        data_root: the data cache; None for the user's.
+
+    Raises:
+        UserError: a name or setting that is not known; `to` has no record where one is needed; a baseline or net whose
+            size cannot be set; no size within 2 %, with the nearest there is.
+    """
+    if budget not in BUDGETS:
+        raise UserError(unknown("budget", budget, BUDGETS))
+    spec, method = load_task(task), load_baseline(baseline)
+    start = resolve(spec, method, overrides)
+    check(start)
+    if _by_learning(start):
+        raise UserError(
+            f"'{method.name}': its size depends on what it learns: others can be matched to it (--to {method.name}), "
+            "it to none"
+        )
+    stream = make_stream(spec.stream, 0, torch.device("cpu"), data_root)
+    wanted = _wanted(spec.name, to, budget, stream, runs, start)
+    return _search(start, stream, to, budget, wanted, by)
+
+
+def dry_footprint(experiment: Experiment, stream: Stream) -> Footprint:
+    """Return what a method keeps after the last task of a stream, trained on for one optimiser step a task.
+
+    Raises:
+        UserError: the method cannot be built, or stops on the way.
+    """
+    train = experiment.train.model_copy(update={"epochs": None, "iterations": 1, "schedule": None})
+    short = replace(experiment, train=train)
+    device = torch.device("cpu")
+    with reproducible(0, 1):
+        setup = Setup(new_net=net_factory(short, stream, 0), train=train, device=device, seed=0, tasks=stream.n_tasks)
+        try:
+            strategy = build(short, setup)
+            for experience in stream.benchmark.train_stream:
+                strategy.train_task(experience)
+        except UserError:
+            raise
+        # Whatever a method raises here, it would raise in the run: the user asked for a size, and gets a line.
+        except Exception as error:
+            said = (str(error).splitlines() or [""])[0]
+            raise UserError(f"'{experiment.label}' cannot be sized: {type(error).__name__}: {said}") from None
+        return footprint(strategy.holdings())
+
+
+# ------------------------------------------------------------------------------------------------------- what is wanted
+
+
+def _by_learning(experiment: Experiment) -> bool:
+    cls = find_class(experiment.baseline)
+    return issubclass(cls, Strategy) and cls.sized_by_learning
+
+
+def _wanted(task: str, to: str, budget: str, stream: Stream, runs: Path | None, start: Experiment) -> float:
+    """Return the budget to be met: of a dry run, or of records where only they can tell."""
+    known = to in names("baseline") or to.endswith(".toml") or "/" in to
+    if known:
+        target = resolve(start.task, load_baseline(to))
+        check(target)
+        if not _by_learning(target):
+            return BUDGETS[budget](dry_footprint(target, stream))
+    found = _recorded(runs, lambda record: record.task.name == task and record.task.hash == start.task.hash)
+    name = target.label if known else to
+    mine = [run for run in found if run.baseline.label == name and (not known or run.baseline.hash == target.hash)]
+    if mine:
+        return math.fsum(BUDGETS[budget](run.footprints[-1]) for run in mine) / len(mine)
+    if known:
+        raise UserError(
+            f"'{name}': its size depends on what it learns, and there is no finished run of it on {task}; run it "
+            f"first: clbench run --task {task} --baseline {to}"
+        )
+    labels = {run.baseline.label for run in found}
+    raise UserError(f"{unknown('baseline', to, {*names('baseline'), *labels})}")
+
+
+def _recorded(runs: Path | None, wanted: Callable[[RunRecord], bool]) -> list[RunRecord]:
+    records = load_all(runs)[0] if runs is not None and runs.is_dir() else []
+    return [record for record in records if record.status == "done" and record.footprints and wanted(record)]
+
+
+# ----------------------------------------------------------------------------------------------------------- the search
+
+
+class _Cost:
+    """The budget of a baseline by the size of one of its settings, each size tried once."""
+
+    def __init__(self, start: Experiment, stream: Stream, budget: str, way: str) -> None:
+        self.start, self.stream, self.budget = start, stream, budget
+        self.begin, self.changes = _knob(start, way)
+        self.known: dict[int, int | None] = {}
+
+    def __call__(self, size: int) -> int | None:
+        """Return the budget of a size; None where there is no such method."""
+        if size not in self.known:
+            try:
+                found = dry_footprint(_changed(self.start, self.changes(size)), self.stream)
+                self.known[size] = BUDGETS[self.budget](found)
+            except UserError:
+                if size == self.begin and self.changes(size) == _now(self.start, self.changes(size)):
+                    raise  # the baseline as it is
+                self.known[size] = None
+        return self.known[size]
+
+
+def _search(start: Experiment, stream: Stream, to: str, budget: str, wanted: float, by: str | None) -> Match:
+    """Return the nearest size by the first setting that moves the budget."""
+    cls = find_class(start.baseline)
+    ways = (by,) if by else cls.sized_by if issubclass(cls, Strategy) else (WIDTH,)
+    for way in ways:
+        cost = _Cost(start, stream, budget, way)
+        if cost(cost.begin) == cost(2 * cost.begin):
+            continue
+        size = _nearest(cost, cost.begin, wanted)
+        reached, changes = cost(size), cost.changes(size)
+        assert reached is not None
+        before = _now(start, changes)
+        changed = {} if before == changes else changes
+        found = Match(_changed(start, changed), budget, to, wanted, reached, changed, before)
+        if abs(found.off) > TOLERANCE:
+            nearest = ", ".join(f"{key} = {value}" for key, value in changes.items())
+            raise UserError(
+                f"'{start.label}' on {start.task.name}: {budget} of '{to}' is {wanted:,.0f}; the nearest it can be is "
+                f"{reached:,} ({found.off:+.1%}), with {nearest}"
+            )
+        return found
+    raise UserError(f"'{start.label}' on {start.task.name}: {' and '.join(ways)} does not change {budget}")
+
+
+def _nearest(cost: Callable[[int], int | None], begin: int, wanted: float) -> int:
+    """Return the whole number, 1 or more, at which a cost that does not fall is nearest to what is wanted."""
+    low, high = 0, begin
+    for _ in range(_MOST_DOUBLINGS):
+        value = cost(high)
+        if value is not None and value >= wanted:
+            break
+        low, high = high, 2 * high
+    step = 0
+    while high - low > 1:
+        step += 1
+        # A straight line is nearly right, and halving makes sure of it.
+        middle = (low + high) // 2 if step % 4 == 0 else _between(low, high, cost, wanted)
+        value = cost(middle)
+        low, high = (low, middle) if value is not None and value >= wanted else (middle, high)
+    seen = {size: value for size in (low, high) if size > 0 and (value := cost(size)) is not None}
+    if not seen:
+        raise UserError("no size will do: the method cannot be built with any that was tried")
+    return min(seen, key=lambda size: (abs(seen[size] - wanted), size))
+
+
+def _between(low: int, high: int, cost: Callable[[int], int | None], wanted: float) -> int:
+    """Return where the straight line through the costs of both ends meets what is wanted; halfway without a line."""
+    first, last = cost(low) if low > 0 else None, cost(high)
+    if first is None or last is None or last <= first:
+        return (low + high) // 2
+    guess = low + (high - low) * (wanted - first) / (last - first)
+    return min(high - 1, max(low + 1, round(guess)))
+
+
+def _changed(start: Experiment, changes: Mapping[str, Any]) -> Experiment:
+    if not changes:
+        return start
+    found = resolve(start.task, start.baseline, {**start.overrides, **changes})
+    check(found)
+    return found
+
+
+def _knob(start: Experiment, way: str) -> tuple[int, Callable[[int], dict[str, Any]]]:
+    """Return where a size is now, as a whole number, and what to set for another."""
+    if way == WIDTH:
+        return _width(start)
+    settings = resolved_settings(start)
+    if way not in settings:
+        raise UserError(unknown("setting to size by", way, [WIDTH, *settings]))
+    value = settings[way]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UserError(f"'{start.label}': {way} is no number ({value!r})")
+    if isinstance(value, int):
+        return max(1, value), lambda size: {way: size}
+    return max(1, round(value * _STEPS)) if value else _STEPS, lambda size: {way: size / _STEPS}
+
+
+def _width(start: Experiment) -> tuple[int, Callable[[int], dict[str, Any]]]:
+    """Return the widest layer's width, and the net's widths in proportion to another."""
+    kind = start.model.kind
+    if kind not in _WIDTHS:
+        raise UserError(f"'{start.label}' on {start.task.name}: a net of kind {kind} has no width that could be set")
+    now = {key: value for key, value in start.model.model_dump(mode="json").items() if key in _WIDTHS[kind]}
+    widest = max(max(value) if isinstance(value, list) else value for value in now.values())
+
+    def scaled(value: int, size: int) -> int:
+        return max(1, round(value * size / widest))
+
+    def changes(size: int) -> dict[str, Any]:
+        return {
+            f"model.{key}": [scaled(one, size) for one in value] if isinstance(value, list) else scaled(value, size)
+            for key, value in now.items()
+        }
+
+    return widest, changes
+
+
+def _now(start: Experiment, keys: Iterable[str]) -> dict[str, Any]:
+    """Return what settings are, as `--set` takes them."""
+    settings, found = resolved_settings(start), {}
+    for key in keys:
+        section, dot, name = key.partition(".")
+        value = getattr(start.model, name) if dot and section == "model" else settings.get(key)
+        found[key] = list(value) if isinstance(value, tuple) else value
+    return found

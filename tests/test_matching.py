@@ -1,0 +1,194 @@
+"""Matched budgets: a dry run keeps what a run keeps, and the size found is the one that a run then has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from clbench import cli, recipes
+from clbench.budgets import BUDGETS, TOLERANCE
+from clbench.errors import UserError
+from clbench.matching import _nearest, dry_footprint, match
+from clbench.recipes import load_baseline, load_task, resolve
+from clbench.records import load_all
+from clbench.runner import run
+from clbench.strategies.base import Strategy
+from clbench.strategies.build import find_class, scenarios
+from clbench.streams import make_stream
+from record_factory import make_record
+
+CPU = torch.device("cpu")
+SHORT = {"train.epochs": 1}
+
+
+def one_of_each_strategy() -> list[str]:
+    """Return a baseline for every strategy whose size does not depend on what it learns, where tasks are named."""
+    found: dict[type, str] = {}
+    for name in recipes.names("baseline"):
+        spec = load_baseline(name)
+        cls = find_class(spec)
+        if issubclass(cls, Strategy) and not cls.sized_by_learning and "task" in scenarios(spec):
+            found.setdefault(cls, name)
+    return list(found.values())
+
+
+# ---------------------------------------------------------------------------------------------------------- the dry run
+
+
+@pytest.mark.parametrize(
+    ("task", "baseline"),
+    [*(("synthetic_split", name) for name in one_of_each_strategy()), ("digits_split_class", "icarl")],
+)
+def test_a_dry_run_keeps_what_a_run_keeps(task: str, baseline: str) -> None:
+    protocol, spec = load_task(task), load_baseline(baseline)
+    record = run(protocol, spec, 0, device="cpu", overrides=SHORT)
+    assert record.status == "done", record.error
+    dry = dry_footprint(resolve(protocol, spec, SHORT), make_stream(protocol.stream, 0, CPU))
+    for name, of in BUDGETS.items():
+        assert of(dry) == of(record.footprints[-1]), name
+
+
+def test_methods_that_grow_as_they_need_say_so() -> None:
+    for name in ("den", "den_reference_code", "apd", "gpm"):
+        cls = find_class(load_baseline(name))
+        assert issubclass(cls, Strategy)
+        assert cls.sized_by_learning
+
+
+# ----------------------------------------------------------------------------------------------------------- the search
+
+
+@pytest.mark.parametrize(
+    ("cost", "wanted", "size"),
+    [
+        (lambda k: 100 + 7 * k, 450.0, 50),  # 450 at 50
+        (lambda k: k * k, 90.0, 9),  # 81 and 100: 9 off and 10 off
+        (lambda k: k * k, 91.0, 10),
+        (lambda k: k * k, 90.5, 9),  # as far from both: the smaller
+        (lambda k: k * k, 10.0**9, 31623),  # 31622.78 squared
+        (lambda k: 5 * (k // 10), 50.0, 100),  # steps: the first of them
+        (lambda k: 100 + k, 3.0, 1),  # not below the least
+        (lambda k: k if k >= 30 else None, 20.0, 30),  # nothing below 30
+        (lambda k: k if k >= 30 else None, 45.0, 45),
+    ],
+)
+@pytest.mark.parametrize("begin", [1, 17, 4000])
+def test_the_nearest_size_is_found(
+    cost: Callable[[int], int | None], wanted: float, size: int, begin: int
+) -> None:
+    tried: set[int] = set()
+
+    def counted(k: int) -> int | None:
+        tried.add(k)
+        return cost(k)
+
+    assert _nearest(counted, begin, wanted) == size
+    assert len(tried) <= 40
+
+
+# ----------------------------------------------------------------------------------------------- really run, on digits
+
+
+@pytest.mark.parametrize(
+    ("baseline", "budget", "key"),
+    [
+        ("er", "keep_learning_bytes", "buffer"),
+        ("er", "answer_bytes", "model.hidden"),  # a buffer is not needed to answer
+        ("hypernet", "answer_bytes", "compression"),
+        ("finetune", "parameters", "model.hidden"),
+    ],
+)
+def test_the_run_has_the_size_that_was_found(baseline: str, budget: str, key: str) -> None:
+    """Against independent nets: 5 x (64 h + h + h 2 + 2) numbers with h hidden units, whatever is matched to them."""
+    found = match("digits_split", baseline, "independent", budget, overrides=SHORT)
+    record = run("digits_split", baseline, 0, device="cpu", overrides=found.experiment.overrides)
+    other = run("digits_split", "independent", 0, device="cpu", overrides=SHORT)
+    kept, wanted = (BUDGETS[budget](one.footprints[-1]) for one in (record, other))
+    assert (found.reached, found.wanted) == (kept, wanted)
+    assert abs(kept - wanted) <= TOLERANCE * wanted
+    assert list(found.changed) == [key]
+    assert record.baseline.label == found.experiment.label != baseline
+    nearby = dict(found.changed)
+    if key == "buffer":  # one sample more or less is further off
+        for step in (-1, 1):
+            nearby[key] = found.changed[key] + step
+            spec = resolve(load_task("digits_split"), load_baseline(baseline), {**SHORT, **nearby})
+            off = dry_footprint(spec, make_stream(spec.task.stream, 0, CPU)).keep_learning_bytes - wanted
+            assert abs(off) >= abs(kept - wanted)
+
+
+def test_what_is_as_large_already_is_left_as_it_is() -> None:
+    """EWC's importances are not needed to answer: its net is fine-tuning's."""
+    found = match("synthetic_split", "ewc", "finetune", "answer_bytes")
+    assert found.changed == {}
+    assert found.experiment.label == "ewc"
+
+
+# --------------------------------------------------------------------------------------------- sizes that learning sets
+
+
+def test_a_method_that_grows_is_matched_by_its_records(tmp_path: Path) -> None:
+    task = load_task("synthetic_split")
+    with pytest.raises(UserError, match="run it first: clbench run --task synthetic_split --baseline den"):
+        match("synthetic_split", "finetune", "den", "parameters", runs=tmp_path)
+    den = resolve(task, load_baseline("den"))
+    for seed, size in enumerate((20_000, 21_000)):
+        record = make_record(
+            task.name, "den", seed, n_tasks=task.stream.n_tasks, task_hash=task.hash, baseline_hash=den.hash,
+            parameters=size,
+        )  # fmt: skip
+        record.save(tmp_path)
+    found = match("synthetic_split", "finetune", "den", "parameters", runs=tmp_path)
+    assert found.wanted == 20_500
+    assert abs(found.off) <= TOLERANCE
+    with pytest.raises(UserError, match="its size depends on what it learns: others can be matched to it"):
+        match("synthetic_split", "den", "finetune", "parameters")
+
+
+@pytest.mark.parametrize(
+    ("baseline", "to", "budget", "by", "says"),
+    [
+        ("er", "finetune", "keep_learning_bytes", "buffer", "the nearest it can be is"),
+        ("er", "ewc", "keep_learning_bytes", "bufer", "unknown setting to size by 'bufer'. Did you mean 'buffer'?"),
+        ("er", "ewc", "keep_learning_bytes", "policy", "policy is no number"),
+        ("er", "ewc", "answer_bytes", "buffer", "buffer does not change answer_bytes"),
+        ("er", "ewk", "answer_bytes", None, "unknown baseline 'ewk'. Did you mean 'ewc'?"),
+        ("er", "ewc@12345678", "answer_bytes", None, "unknown baseline 'ewc@12345678'"),
+        ("er", "ewc", "bytes", None, "unknown budget 'bytes'"),
+    ],
+)
+def test_a_mistake_is_one_line(baseline: str, to: str, budget: str, by: str | None, says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        match("synthetic_split", baseline, to, budget, by=by)
+    (line,) = caught.value.lines
+    assert says in line
+
+
+def test_the_nearest_possible_is_told_with_the_size_that_gives_it() -> None:
+    """A buffer of one sample and its books are still more than no buffer."""
+    with pytest.raises(UserError, match=r"with buffer = 1$"):
+        match("digits_split", "er", "finetune", "keep_learning_bytes", by="buffer")
+
+
+# ---------------------------------------------------------------------------------------------------------- the command
+
+
+def test_matched_runs_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = "--task synthetic_split --seeds 2 --quiet --device cpu"
+    assert cli.main(f"run {task} --baseline ewc".split()) == 0
+    assert cli.main(f"run {task} --baseline er --match keep_learning_bytes --to ewc".split()) == 0
+    said = capsys.readouterr()
+    assert "er@" in said.out
+    assert "buffer" in said.out
+    assert not said.err
+    assert cli.main(["compare", "er", "ewc", "--matched", "--metric", "average_accuracy"]) == 0
+    (label,) = {run.baseline.label for run in load_all(Path("results/runs"))[0]} - {"ewc"}
+    assert f"{label} - ewc" in capsys.readouterr().out
+    assert cli.main(["run", "--task", "synthetic_split", "--baseline", "er", "--match", "parameters"]) == 2
+    assert "--match: a matched run needs --match BUDGET and --to BASELINE" in capsys.readouterr().err
