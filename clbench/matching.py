@@ -283,7 +283,7 @@ def _width(start: Experiment) -> tuple[int, Callable[[int], dict[str, Any]]]:
     widest = max(max(value) if isinstance(value, list) else value for value in now.values())
 
     def scaled(value: int, size: int) -> int:
-        return max(1, round(value * size / widest))
+        return max(1, int(value * size / widest + 0.5))
 
     def changes(size: int) -> dict[str, Any]:
         return {

@@ -299,7 +299,11 @@ def test_every_command_shows_an_example() -> None:
     assert len(EXAMPLES) >= 10
 
 
-@pytest.mark.parametrize("line", [line for line in EXAMPLES if not line.startswith(("reproduce", "data", "run"))])
+LONG = ("reproduce", "data", "run", "compare")
+"""They have tests of their own."""
+
+
+@pytest.mark.parametrize("line", [line for line in EXAMPLES if not line.startswith(LONG)])
 def test_examples_work_as_printed(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     call("run --task synthetic_split --baseline finetune --seeds 1 --quiet", capsys)
     code, _, err = call(line, capsys)
@@ -307,11 +311,15 @@ def test_examples_work_as_printed(line: str, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.slow
-def test_the_run_example_works_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_run_example_works_as_printed_and_then_the_compare_example(capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = {line for line in EXAMPLES if line.startswith("run")}
     code, out, err = call(f"{line} --quiet", capsys)
     assert code == 0, err
     assert "9 runs done" in out
+    (line,) = {line for line in EXAMPLES if line.startswith("compare")}
+    code, out, err = call(line, capsys)
+    assert code == 0, err
+    assert "ewc - finetune" in out
 
 
 @pytest.mark.data
