@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clbench import runner
+from clbench import books
 from clbench.environment import choose_device
 from clbench.errors import UserError
 from clbench.nets import Trunk
@@ -172,7 +172,7 @@ def test_a_run_interrupted_again_at_once_loses_nothing_of_its_books(
     """
     days = iter(range(1, 9))
     clock = type("Clock", (), {"now": staticmethod(lambda zone: datetime(2030, 1, next(days), tzinfo=zone))})
-    monkeypatch.setattr(runner, "datetime", clock)
+    monkeypatch.setattr(books, "datetime", clock)
     records = []
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):

@@ -264,7 +264,7 @@ def _nothing_paired(pairing: Pairing) -> str:
     common = {run.seed for run in one.runs} & {run.seed for run in another.runs}
     if not common:
         return f"{where}, no seed in common ({one.label}: {seeds(one.runs)}; {another.label}: {seeds(another.runs)})"
-    threads = [", ".join(str(n) for n in sorted({run.environment.threads for run in g.runs})) for g in (one, another)]
+    threads = [", ".join(sorted({str(run.environment.threads) for run in g.runs})) for g in (one, another)]
     if threads[0] != threads[1]:
         return f"{where}, other numbers of CPU threads ({threads[0]} against {threads[1]})"
     return f"{where}, other data (fingerprints differ)"

@@ -87,8 +87,8 @@ def _added(run: RunRecord, task: int) -> float | None:
 
 
 def _share(run: RunRecord, task: int) -> float | None:
-    added = _added(run, task)
-    return None if added is None else added / run.single_task_parameters
+    added, single = _added(run, task), run.single_task_parameters
+    return None if added is None or not single else added / single
 
 
 def _number(value: float) -> str:

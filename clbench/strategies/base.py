@@ -412,13 +412,11 @@ def new_optimizer(train: TrainSpec, parameters: Iterable[nn.Parameter]) -> torch
     Not so for momentum: torch's fused SGD stops with an error when some parameters have their first gradient later than
     others, as a head has that is born, or replayed, later.
     """
-    # As a group, which may be empty: a trunk without weights has none before the first head is born.
-    groups = [{"params": list(parameters)}]
+    groups = [{"params": list(parameters)}]  # may be empty: a trunk without weights has none before its first head
     if train.optimizer == "sgd":
-        fused = True if train.momentum == 0 else None
-        return torch.optim.SGD(
-            groups, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=fused
-        )
+        decay, momentum = train.weight_decay, train.momentum
+        fused = True if momentum == 0 else None
+        return torch.optim.SGD(groups, lr=train.lr, momentum=momentum, weight_decay=decay, fused=fused)
     kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=True)
 
