@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from matplotlib.axis import Axis
@@ -76,7 +77,8 @@ def peak_memory(block: Block) -> Plot:
         left = 0.15 + max(text_width(label) for label in found)
         figure, (axis,), finish = sheet(COLUMN, 0.15 + 0.16 * len(found), legend=used, left=left, right=0.2)
         for place, values in enumerate(found.values()):
-            axis.plot([0, max(value.mean for value in values.values())], [place] * 2, color="#cccccc", lw=0.8, zorder=1)
+            end = max(value.mean for value in values.values())
+            axis.plot([0, end], [place] * 2, color="#cccccc", linewidth=0.8, zorder=1)
             for phase, value in values.items():
                 if value.mean == 0:
                     continue
@@ -87,7 +89,8 @@ def peak_memory(block: Block) -> Plot:
                 )  # fmt: skip
         axis.set_yticks(range(len(found)), list(found))
         axis.set_ylim(len(found) - 0.4, -0.6)
-        axis.set_xlim(0, 1.08 * (max(value.mean for values in found.values() for value in values.values()) or 1))
+        highest = max(value.mean for values in found.values() for value in values.values()) or 1
+        axis.set_xlim(-0.02 * highest, 1.08 * highest)
         axis.grid(axis="y", visible=False)
         amount_ticks(axis.xaxis, MEASURES["peak_train_bytes"])
         axis.set_xlabel(f"peak memory of a phase, {block.device}")
@@ -130,6 +133,5 @@ def amount_ticks(axis: Axis, measure: Measure) -> None:
 
 
 def _binary_step(span: float) -> float:
-    """Return the smallest of 1, 2, 5, 10, ... 500 bytes, KiB, MiB, ... that divides a range into at most five steps."""
-    steps = (digit * ten * 1024.0**power for power in range(6) for ten in (1, 10, 100) for digit in (1, 2, 5))
-    return next((step for step in steps if span <= 5 * step), span)
+    """Return the smallest power of two, in bytes, that divides a range into at most five steps: 256 MiB, never 250."""
+    return 2.0 ** math.ceil(math.log2(span / 5)) if span > 0 else 1.0

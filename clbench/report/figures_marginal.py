@@ -39,8 +39,10 @@ def marginal_parameters(block: Block) -> Plot:
         for i, row in enumerate(shares.values()):
             values[i, : len(row)] = [np.nan if value is None else 100 * value.mean for value in row]
         width = COLUMN if n_tasks <= 10 else PAGE
-        left, right = 0.12 + max(text_width(label) for label in shares), 0.5
-        figure, (axis,), _ = sheet(width, 0.15 * len(shares), left=left, right=right + 0.08, top=0.1)
+        left, numbered = 0.12 + max(text_width(label) for label in shares), n_tasks <= NUMBERED
+        right = 0.08 if numbered else 0.58
+        figure, (axis,), _ = sheet(width, max(0.3, 0.15 * len(shares)), left=left, right=right, top=0.24)
+        axis.set_title("parameters added (% of one net)", pad=3)
         # The root spreads the small shares, which most later tasks have.
         highest = max(100.0, float(np.nanmax(values)))
         image = axis.imshow(
@@ -53,15 +55,15 @@ def marginal_parameters(block: Block) -> Plot:
         axis.set_yticks(range(len(shares)), list(shares))
         axis.xaxis.set_major_locator(FixedLocator(list(range(1, n_tasks + 1, max(1, -(-n_tasks // 20))))))
         axis.set_xlabel("task")
-        if n_tasks <= NUMBERED:
+        if numbered:
             for (i, j), value in np.ndenumerate(values):
                 colour = "white" if value > 0.36 * highest else "black"
                 axis.text(j + 1, i, _number(value), ha="center", va="center", fontsize=5, color=colour)
+            return figure
         box = axis.get_position()
-        bar = figure.add_axes((1 - 0.46 / width, box.y0, 0.09 / width, box.height))
+        bar = figure.add_axes((1 - 0.5 / width, box.y0, 0.09 / width, box.height))
         ticks = [tick for tick in (0, 10, 50, 100, 200, 400, 800, 1600) if tick <= highest]
         figure.colorbar(image, cax=bar, ticks=ticks, format="%.0f")
-        bar.set_ylabel("of one net (%)", labelpad=1)
         return figure
 
     rows = [
