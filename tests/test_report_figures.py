@@ -186,6 +186,16 @@ def test_one_baseline_a_machine_has_no_time_to_compare(tmp_path: Path) -> None:
     assert accuracy_against_time(block_of(tmp_path, runs), looks(["er", "si", "lwf"])).rows == ()
 
 
+def test_runs_without_seconds_choose_no_machine(tmp_path: Path) -> None:
+    """Three runs whose time nobody knows, as of other tools, do not outnumber the two that have one."""
+    runs = [make_record(baseline=name, device_name="One") for name in ("er", "si")]
+    for seed in range(3):
+        record = make_record(baseline="lwf", seed=seed, device_name="")
+        runs.append(record.model_copy(update={"timing": record.timing.model_copy(update={"total_seconds": None})}))
+    plot = accuracy_against_time(block_of(tmp_path, runs), looks(["er", "si", "lwf"]))
+    assert {(line["baseline"], line["device_name"]) for line in table(plot)} == {("er", "One"), ("si", "One")}
+
+
 # ------------------------------------------------------------------------------------------------------------ growth
 
 

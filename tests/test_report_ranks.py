@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scipy.stats import friedmanchisquare, rankdata, studentized_range
 
+from clbench.record_parts import Imported
 from clbench.report import figures, figures_ranks, ranks
 from clbench.report.build import build, check
 from clbench.report.select import select
@@ -174,6 +175,13 @@ def test_the_diagram_is_drawn_from_the_records_and_named_everywhere(tmp_path: Pa
     assert "critical-difference.png" in (tmp_path / "out" / "tables" / "README.md").read_text()
     assert figures_ranks.TITLE in (tmp_path / "out" / "report.html").read_text()
     assert check(runs, built.out) == []
+
+
+def test_neither_bounds_nor_results_of_other_tools_are_ranked(tmp_path: Path) -> None:
+    runs = _records(tmp_path / "runs", TIED[:1])
+    told = Imported(tool="a tool", file="a.log", sha256="0" * 64, scale="percent")
+    make_record("stream_0", "lwf", acc=[[0.5] * 2] * 2).model_copy(update={"imported": told}).save(runs)
+    assert set(ranks.scores(select(runs))["stream_0"]) == set(METHODS)
 
 
 def test_too_little_has_a_note_and_no_figure(tmp_path: Path) -> None:

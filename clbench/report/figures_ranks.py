@@ -77,7 +77,7 @@ def _caption(found: Ranking, everything: dict[str, dict[str, float]]) -> str:
     else:
         text += f"At {ALPHA} it finds no difference, so that one bar joins all of them (Demsar 2006)."
     if out or absent:
-        text += " Bounds, and what not all of these streams have, are left out"
+        text += " Bounds, results of other tools, and what not all of these streams have, are left out"
         text += f": {', '.join([*out, *absent])}." if out or absent else "."
     return text
 

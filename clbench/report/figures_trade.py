@@ -242,8 +242,8 @@ def accuracy_against_time(block: Block, looks: Mapping[str, Look]) -> Plot:
     Seconds of different processors are no cost to compare, let alone to average. Nothing is drawn where fewer than two
     baselines ran on one.
     """
-    names = [run.environment.device_name for run in block.runs]
-    machine = min(set(names), key=lambda name: (-names.count(name), name))
+    names = [run.environment.device_name for run in block.runs if run.timing.total_seconds is not None]
+    machine = min(set(names), key=lambda name: (-names.count(name), name), default="")
     groups = [
         replace(group, runs=runs)
         for group in block.groups

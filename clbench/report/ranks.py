@@ -136,7 +136,8 @@ def _without(members: Mapping[str, set[str]], streams: Sequence[str], out: str) 
 def scores(selection: Selection) -> dict[str, dict[str, float]]:
     """Return average accuracy, mean over seeds, by stream and label: of each task the block with most baselines.
 
-    Bounds are left out: nobody chooses between them and a method.
+    Bounds are left out, since nobody chooses between them and a method, and so are results of other tools, whose
+    protocol was not run here.
     """
     found = {}
     for task in selection.tasks:
@@ -150,6 +151,6 @@ def _learners(block: Block) -> dict[str, float]:
     values = {
         group.label: MEASURES["average_accuracy"].over(group.runs)
         for group in block.groups
-        if group.baseline.family != "bounds"
+        if group.baseline.family != "bounds" and not group.imported
     }
     return {label: value.mean for label, value in values.items() if value is not None}
