@@ -111,7 +111,7 @@ def match(
         )
     stream = make_stream(spec.stream, 0, torch.device("cpu"), data_root)
     wanted = _wanted(spec.name, to, budget, stream, runs, start)
-    return _search(start, stream, to, budget, wanted, by)
+    return _search(start, stream, Path(to).stem if to.endswith(".toml") else to, budget, wanted, by)
 
 
 def dry_footprint(experiment: Experiment, stream: Stream) -> Footprint:

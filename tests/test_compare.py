@@ -203,7 +203,7 @@ def test_nothing_matched_names_the_command_that_matches(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         matched(tmp_path)
     (line,) = caught.value.lines
-    assert "clbench run --task toy --baseline mine --match answer_bytes --to ewc" in line
+    assert "clbench run --task toy --baseline ./mine.toml --match answer_bytes --to ewc" in line
 
 
 # ------------------------------------------------------------------------------------------------------------- mistakes

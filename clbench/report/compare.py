@@ -304,6 +304,7 @@ def _distance(pairing: Pairing, budget: str) -> str:
     groups = pairing.first, pairing.second
     sizes = (f"{group.label} {amount(_budget(group, budget), measure.unit)}" for group in groups)
     name, task = pairing.first.baseline.name, pairing.block.task.name
+    name = name if name in names("baseline") else f"./{name}.toml"
     return (
         f"{task}: {measure.name} is not matched ({', '.join(sizes)}); to match it: "
         f"clbench run --task {task} --baseline {name} --match {budget} --to {pairing.second.label}"
