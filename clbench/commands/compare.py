@@ -53,9 +53,11 @@ def _compare(options: argparse.Namespace) -> int:
         options.runs, options.first, others,
         tasks=options.task, metrics=options.metric, interval=options.interval, matched=options.matched,
     )  # fmt: skip
-    print(console(found))
+    # Whoever reads only the first lines (head) still wants the files.
+    written = write(found, options.out) if options.out is not None else []
     for line in found.problems:
         print(f"clbench: {line}", file=sys.stderr)
-    if options.out is not None:
-        print(f"written: {', '.join(map(str, write(found, options.out)))}")
+    print(console(found))
+    if written:
+        print(f"written: {', '.join(map(str, written))}")
     return 0
