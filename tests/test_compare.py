@@ -123,6 +123,30 @@ def test_seconds_are_compared_on_one_machine_alone(runs: Path) -> None:
     assert compare(runs, "mine", ["ewc"], metrics=["seconds"]).lines
 
 
+def test_runs_on_other_data_or_threads_are_no_partners(runs: Path) -> None:
+    for seed, accuracy in enumerate(MINE):
+        record = make_record("toy", "si", seed, acc=[[accuracy]])
+        threaded = record.environment.model_copy(update={"threads": 4})
+        record.model_copy(update={"environment": threaded}).save(runs)
+        make_record("toy", "lwf", seed, acc=[[accuracy]]).model_copy(update={"data": {"synthetic": "beef"}}).save(runs)
+    with pytest.raises(UserError, match=r"nothing is paired, other numbers of CPU threads \(1 against 4\)"):
+        compare(runs, "mine", ["si"])
+    with pytest.raises(UserError, match="nothing is paired, other data"):
+        compare(runs, "mine", ["lwf"])
+    found = compare(runs, "mine", ["si", "ewc"], metrics=["average_accuracy"])
+    assert {line.pairing.second.label for line in found.lines} == {"ewc"}
+    assert len(found.problems) == 1
+
+
+def test_peaks_of_different_meters_are_not_compared(runs: Path) -> None:
+    for seed, accuracy in enumerate(MINE):
+        record = make_record("toy", "si", seed, acc=[[accuracy]])
+        peaks = [{"train": record.peaks[0]["train"].model_copy(update={"meter": "profiler"})}]
+        record.model_copy(update={"peaks": peaks}).save(runs)
+    assert "peak_train_bytes" not in {line.measure.name for line in compare(runs, "mine", ["si"]).lines}
+    assert "peak_train_bytes" in {line.measure.name for line in compare(runs, "mine", ["ewc"]).lines}
+
+
 def test_optional_columns_come_where_both_have_them(runs: Path) -> None:
     save(runs, "si", MINE, auroc=[[0.9]])
     found = compare(runs, "mine", ["si"])
