@@ -127,7 +127,7 @@ class Books:
                 departures=experiment.departures,
                 origin=experiment.origin,
             ),
-            seed=self.seed,
+            seed=int(self.seed),
             code=self.code,
             environment=environment(self.device, self.threads),
             data=self.fingerprints,

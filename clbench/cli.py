@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from clbench import __version__
-from clbench.commands import compare, data, doctor, import_, lab, new, recipe, report, reproduce, run, tune
+from clbench.commands import compare, data, doctor, import_, lab, new, recipe, report, reproduce, run, tune, variance
 from clbench.errors import UserError
 
-COMMANDS = (run, report, compare, reproduce, import_, recipe, tune, new, data, lab, doctor)
+COMMANDS = (run, report, compare, variance, reproduce, import_, recipe, tune, new, data, lab, doctor)
 """In the order of `--help`."""
 
 

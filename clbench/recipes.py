@@ -10,7 +10,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 
 from clbench.errors import UserError, nearest, unknown
 from clbench.published_row import PublishedRow
+from clbench.seeds import SOURCES
 from clbench.spec import Spec, content_hash
 from clbench.specs import BaselineSpec, ModelSpec, OnTask, TaskSpec, TrainSpec
 
@@ -129,6 +130,8 @@ class Experiment:
     origin: str
     published: tuple[PublishedRow, ...]
     overrides: dict[str, Any]
+    pins: dict[str, int] = field(default_factory=dict)
+    """Source of chance -> the seed that it has in every run: `seeds.<source>` of the overrides."""
 
     @property
     def hash(self) -> str:
@@ -139,6 +142,8 @@ class Experiment:
             "train": self.train.model_dump(mode="json"),
             "model": self.model.model_dump(mode="json"),
         }
+        if self.pins:
+            covered["seeds"] = self.pins
         file = self.baseline.strategy.partition(":")[0]
         if file.endswith(".py"):
             covered["code"] = _digest(Path(self.baseline.folder) / file)
@@ -156,7 +161,8 @@ def resolve(task: TaskSpec, baseline: BaselineSpec, overrides: Mapping[str, Any]
         task: the protocol.
         baseline: the method; its `[settings]` hold everywhere, its `[on.<task>]` on that task.
         overrides: from `--set`: `train.<key>` and `model.<key>` change the budget and the net, other keys the
-            strategy's settings. A run with overrides is recorded under `<baseline>@<hash of the overrides>`.
+            strategy's settings; `seeds.init`, `seeds.order` and `seeds.classes` pin a source of chance, see
+            `clbench.seeds`. A run with overrides is recorded under `<baseline>@<hash of the overrides>`.
 
     Raises:
         UserError: a key or value that the task's budget or model does not take.
@@ -164,15 +170,16 @@ def resolve(task: TaskSpec, baseline: BaselineSpec, overrides: Mapping[str, Any]
     overrides = dict(overrides or {})
     on = baseline.on.get(task.name)
     settings = {**baseline.settings, **(on.settings if on else {})}
-    by_hand: dict[str, dict[str, Any]] = {"train": {}, "model": {}}
+    by_hand: dict[str, dict[str, Any]] = {"train": {}, "model": {}, "seeds": {}}
     for key, value in overrides.items():
         section, dot, rest = key.partition(".")
         if dot and section in by_hand:
             by_hand[section][rest] = value
         elif dot:
-            raise UserError(f"--set {key}: only train.<key>, model.<key> or a setting of the strategy can be set")
+            raise UserError(f"--set {key}: only train.<key>, model.<key>, seeds.<source> or a setting can be set")
         else:
             settings[key] = value
+    pins = _pins(by_hand["seeds"])
     train, model = task.train, task.model
     where = Path(baseline.folder or FOLDERS["baseline"], f"{baseline.name}.toml")
     for origin, changes, prefix in (
@@ -187,6 +194,7 @@ def resolve(task: TaskSpec, baseline: BaselineSpec, overrides: Mapping[str, Any]
         for key, value in spec.model_dump(mode="json").items()
         if value != base.model_dump(mode="json").get(key)
     }
+    departures |= {f"seeds.{name}": seed for name, seed in pins.items()}
     label = f"{baseline.name}@{content_hash(overrides)[:8]}" if overrides else baseline.name
     return Experiment(
         task=task,
@@ -199,7 +207,22 @@ def resolve(task: TaskSpec, baseline: BaselineSpec, overrides: Mapping[str, Any]
         origin=on.origin if on else "ours: the baseline's defaults, not tuned on this task",
         published=tuple(on.published) if on and not overrides else (),
         overrides=overrides,
+        pins=pins,
     )
+
+
+def _pins(given: Mapping[str, Any]) -> dict[str, int]:
+    """Return the seeds of sources of chance, checked, in one order."""
+    lines = [f"--set {unknown('source of chance', f'seeds.{name}', [f'seeds.{known}' for known in SOURCES])}"
+             for name in given if name not in SOURCES]  # fmt: skip
+    lines += [
+        f"--set seeds.{name}={value}: should be a whole number from 0 to {2**32 - 1}"
+        for name, value in given.items()
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32
+    ]
+    if lines:
+        raise UserError(*lines)
+    return {name: given[name] for name in SOURCES if name in given}
 
 
 def _changed(annotation: Any, base: _S, changes: Mapping[str, Any], origin: str, section: tuple[str, ...]) -> _S:
@@ -353,9 +376,9 @@ def _step(current: Any, part: Any) -> Any:
     if isinstance(part, int):
         return current
     for model in _models(current):
-        for name, field in model.model_fields.items():
-            if part in (name, field.alias):
-                return field.annotation
+        for name, info in model.model_fields.items():
+            if part in (name, info.alias):
+                return info.annotation
     return current
 
 

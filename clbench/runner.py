@@ -35,7 +35,7 @@ from clbench.nets.shared.linked import check_links
 from clbench.process import memory_kept, reproducible, stoppable
 from clbench.recipes import Experiment, load_baseline, load_task, resolve
 from clbench.records import RunRecord, record_path
-from clbench.seeds import derive
+from clbench.seeds import Pinned, derive
 from clbench.sharing import sharing
 from clbench.specs import BaselineSpec, ModelSpec, OwnModel, Scenario, TaskSpec
 from clbench.strategies.base import Setup, Strategy
@@ -84,6 +84,7 @@ def run(
     experiment = resolve(task_spec, baseline_spec, overrides)
     where = choose_device(device)
     resolved_settings(experiment)
+    seed = Pinned(seed, experiment.pins)
     stream = make_stream(task_spec.stream, seed, where, data_root)
     check_classes(task_spec, stream)
     with reproducible(seed, threads), stoppable(), memory_kept():
@@ -197,7 +198,7 @@ def _identity(books: Books) -> dict[str, Any]:
         "entropy": books.experiment.task.entropy,
         "flops": books.counts_flops,
         "baseline": books.experiment.hash,
-        "seed": books.seed,
+        "seed": int(books.seed),
         "data": books.fingerprints,
         "torch": str(torch.__version__),  # a plain string, as a checkpoint holds nothing else
         "code": _code_digest(),

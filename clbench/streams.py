@@ -40,7 +40,7 @@ from clbench import data
 from clbench.data import DataSet
 from clbench.errors import UserError
 from clbench.loading import TensorTask
-from clbench.seeds import derive, derive32
+from clbench.seeds import derive, derive32, seed_of
 from clbench.specs import PermutedStream, Pixels, RotatedStream, Selection, SplitPart, SplitStream
 from clbench.views import CropFlip, PixelMap, View
 
@@ -171,7 +171,7 @@ def permutations(spec: PermutedStream, seed: int, n_pixels: int) -> list[Grid]:
     disk, so its later runs reuse those permutations in another order. Here every seed gets its own.
     """
     if spec.permutations == "gpm":
-        pinned = _legacy(seed if spec.permutation_seed is None else spec.permutation_seed)
+        pinned = _legacy(seed_of(seed, "classes") if spec.permutation_seed is None else spec.permutation_seed)
         shuffled = sklearn_shuffle(np.arange(spec.n_tasks), random_state=pinned)
         orders = [
             sklearn_shuffle(np.arange(n_pixels), random_state=int(number) * 100 + index)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from scipy.special import stdtrit
+from scipy.special import chdtri, stdtrit
 
 LEVEL = 0.95
 
@@ -42,6 +42,17 @@ class Estimate:
 def t_quantile(df: float) -> float:
     """Return the two-sided 95 % quantile of Student's t with `df` degrees of freedom (12.706 for 1, 1.960 for many)."""
     return float(stdtrit(df, 0.5 + LEVEL / 2))
+
+
+def deviation_interval(std: float, n: int) -> tuple[float, float]:
+    """Return the 95 % interval of a standard deviation found in n normal values, n of 2 or more.
+
+    (n - 1) s^2 / sigma^2 is chi-squared with n - 1 degrees of freedom: from 0.60 s to 2.87 s for 5 values, from 0.69 s
+    to 1.83 s for 10.
+    """
+    tail = (1 - LEVEL) / 2
+    low, high = (math.sqrt((n - 1) / chdtri(n - 1, outside)) for outside in (tail, 1 - tail))
+    return std * low, std * high
 
 
 def estimate(values: Iterable[float | None]) -> Estimate | None:
