@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from clbench import flops
 from clbench.flops import MOST, Counting, StepCounter
@@ -59,6 +59,18 @@ def test_a_conv_net_counts_every_place_of_its_filters() -> None:
         nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 5, 3, stride=2), nn.Flatten(), nn.Linear(20, 7)
     )
     assert counted(net, torch.rand(3, 2, 6, 6)) == (20_712, 46_584)
+
+
+def test_counts_are_those_of_torchs_own_counter_in_every_mode() -> None:
+    """Under inference mode a linear layer reaches a mode whole: it is taken apart and counted all the same."""
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(48, 5))
+    x = torch.rand(2, 2, 6, 6)
+    for gradients in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with gradients(), FlopCounterMode(display=False) as theirs:
+            net(x)
+        with gradients(), Counting() as ours:
+            net(x)
+        assert ours.total == theirs.get_total_flops() == 2 * 2 * (16 * 3 * 2 * 9 + 48 * 5)
 
 
 def test_a_run_records_what_its_net_takes() -> None:
