@@ -116,6 +116,7 @@ class StepCounter:
         self._known: set[tuple[int, int]] = set()
         self._left = MOST
         self._is_new = False
+        self._number = 0
         self._steps: dict[_Kind, int] = {}
         self._counted: dict[_Kind, int] = {}
         self._why = ""
@@ -148,6 +149,7 @@ class StepCounter:
             mode.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         if kind is not None:
             return
+        self._number += 1
         step = (self._passes, self._size, self._samples() - self._before)
         self._steps[step] = self._steps.get(step, 0) + 1
         if mode is not None:
@@ -157,6 +159,11 @@ class StepCounter:
                 self._counted[step] = mode.total
         # The memory of a replay method fills: what a step was not counted for is counted at the next of its kind.
         self._is_new = step not in self._counted and not self._why
+
+    @property
+    def steps(self) -> int:
+        """Steps so far since the last `take`."""
+        return self._number
 
     def close(self) -> None:
         """End a step that an error has cut short, where nobody else does."""

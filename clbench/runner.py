@@ -33,6 +33,7 @@ from clbench.memory import Meter
 from clbench.nets import HeadedNet, build_head, build_trunk
 from clbench.nets.shared.linked import check_links
 from clbench.process import memory_kept, reproducible, stoppable
+from clbench.progress import Watch
 from clbench.recipes import Experiment, load_baseline, load_task, resolve
 from clbench.records import RunRecord, record_path
 from clbench.seeds import Pinned, derive
@@ -58,6 +59,7 @@ def run(
     data_root: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     count_flops: bool = True,
+    watch: Watch | None = None,
 ) -> RunRecord:
     """Run one baseline on one task stream with one seed.
 
@@ -71,6 +73,7 @@ def run(
         threads: CPU threads of torch's kernels; part of the record, because numbers depend on it.
         data_root: the data cache; None for the user's.
         progress: called as `progress(tasks done, T)`.
+        watch: told where the run is, for whoever looks.
         count_flops: count the operations of training steps and answers; changes no other number.
 
     Returns:
@@ -91,7 +94,7 @@ def run(
         books = Books(experiment, seed, where, threads, stream.fingerprints, count_flops)
         path = checkpoint_path(out, experiment, seed, where) if out is not None else None
         try:
-            _learn(books, stream, path, progress)
+            _learn(books, stream, path, progress, watch or Watch())
             books.status = "done"
         except KeyboardInterrupt:
             books.status = "interrupted"
@@ -112,7 +115,9 @@ def run(
     return record
 
 
-def _learn(books: Books, stream: Stream, path: Path | None, progress: Callable[[int, int], None] | None) -> None:
+def _learn(
+    books: Books, stream: Stream, path: Path | None, progress: Callable[[int, int], None] | None, watch: Watch
+) -> None:
     """The loop over tasks."""
     experiment, device = books.experiment, books.device
     new_net = net_factory(experiment, stream, books.seed)
@@ -124,6 +129,8 @@ def _learn(books: Books, stream: Stream, path: Path | None, progress: Callable[[
     counter = StepCounter(lambda: strategy.samples_trained) if books.counts_flops else None
     if counter is not None:
         strategy.counting = counter
+        watch.steps = lambda: counter.steps
+    watch.tasks, watch.epochs = stream.n_tasks, experiment.train.epochs or 0
     tests = list(stream.benchmark.test_stream)
     wanted, infers = experiment.task.auroc, experiment.task.entropy
     learned: dict[int, None] = {}
@@ -140,8 +147,11 @@ def _learn(books: Books, stream: Stream, path: Path | None, progress: Callable[[
             for task in tasks_in(experience.dataset):
                 held.enter_context(task.mapped())
             meter.take()
+            watch.task, watch.phase = index, "train"
+            watch.steps_an_epoch = -(-len(experience.dataset) // experiment.train.batch_size)
             with meter.phase("train"):
                 strategy.train_task(experience)
+        watch.phase = "evaluate"
         with meter.phase("evaluate"):
             row = [strategy.evaluate(test, wanted) for test in tests]
             inferred = [_inferred(strategy, test, learned) for test in tests] if infers else None

@@ -14,8 +14,9 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -29,6 +30,7 @@ from clbench.books import failed_record
 from clbench.environment import choose_device
 from clbench.errors import UserError
 from clbench.preflight import preflight
+from clbench.progress import Progress, Reporter, Watch, spoken
 from clbench.recipes import Experiment, load_baseline, load_task, names, resolve
 from clbench.recipes import shipped as shipped_folder
 from clbench.specs import datasets_of
@@ -36,6 +38,9 @@ from clbench.strategies.build import check
 from clbench.tuning import Study, placed
 
 Status = Literal["done", "failed", "skipped", "interrupted"]
+
+SILENCE = 60.0
+"""Seconds after which a sweep without a terminal says where it is."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +205,10 @@ def sweep(
     # A bar where somebody watches it, a line per finished run where a log does.
     watched = sys.stderr.isatty()
     hidden = not (show_progress and waiting and watched)
+    progress = Progress(
+        {number: (_short(jobs[number]), _kinds(jobs[number])) for number in waiting}, workers, time.monotonic
+    )
+    said = time.monotonic()
     with tqdm(total=total, unit="task", disable=hidden, file=sys.stderr) as bar:
         running: dict[Connection, _Worker] = {}
         try:
@@ -207,15 +216,23 @@ def sweep(
                 while waiting and len(running) < workers:
                     number = waiting.pop(0)
                     worker = _start(number, jobs[number], out, options, where.type)
+                    progress.started(number)
                     running[worker.pipe] = worker
                 for pipe in wait(list(running), timeout=1.0):
                     assert isinstance(pipe, Connection)
                     worker = running[pipe]
-                    if not worker.listen(bar):
+                    if not worker.listen(bar, progress):
                         del running[pipe]
-                        outcomes[worker.number] = worker.finish(out, where.type, threads)
-                        _say(outcomes[worker.number], bar, len(outcomes), len(jobs), show_progress and not watched)
-                bar.set_postfix_str(", ".join(str(jobs[worker.number]) for worker in running.values())[:60])
+                        outcomes[worker.number] = outcome = worker.finish(out, where.type, threads)
+                        seconds = progress.ended(worker.number, outcome.status == "done")
+                        _say(outcome, bar, len(outcomes), len(jobs), show_progress and not watched, seconds, progress)
+                        said = time.monotonic()
+                if not hidden:
+                    # What the bar itself takes of the line, or nearly.
+                    bar.set_postfix_str(progress.line(max(40, (bar.ncols or 120) - 60)))
+                elif show_progress and running and time.monotonic() - said > SILENCE:
+                    bar.write(progress.line(), file=sys.stderr)
+                    said = time.monotonic()
         except KeyboardInterrupt:
             for worker in running.values():
                 worker.process.terminate()
@@ -241,7 +258,7 @@ class _Worker:
     status: Status | None = None
     error: str | None = None
 
-    def listen(self, bar: Any) -> bool:
+    def listen(self, bar: Any, progress: Progress) -> bool:
         """Take one message; return False when the worker has nothing more to say."""
         try:
             kind, *content = self.pipe.recv()
@@ -251,6 +268,8 @@ class _Worker:
         if kind == "progress":
             bar.update(content[0] - self.tasks_done)
             self.tasks_done = content[0]
+        elif kind == "beat":
+            progress.beat(self.number, content[0])
         else:
             self.status, self.error = content
         return True
@@ -292,32 +311,58 @@ def _work(job: Job, out: Path, options: dict[str, Any], log: Path, pipe: Connect
         os.dup2(file.fileno(), 2)
     # A terminal's Ctrl-C reaches every process: only the parent's own word stops a worker, once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    watch, lock = Watch(), threading.Lock()
+
+    def tell(*message: Any) -> None:
+        # A pipe takes one writer at a time; a parent that is gone hears nothing.
+        with lock, contextlib.suppress(OSError):
+            pipe.send(message)
+
     try:
-        record = runner.run(
-            job.experiment.task,
-            job.experiment.baseline,
-            job.seed,
-            overrides=job.experiment.overrides,
-            out=out,
-            progress=lambda done, total: pipe.send(("progress", done)),
-            **options,
-        )
-        pipe.send(("end", record.status, record.error))
+        with Reporter(watch, lambda beat: tell("beat", beat)):
+            record = _run(job, out, options, watch, tell)
+        tell("end", record.status, record.error)
     except KeyboardInterrupt:
-        pipe.send(("end", "interrupted", None))
+        tell("end", "interrupted", None)
     except UserError as error:
         said = "; ".join(error.lines)
         device = choose_device(options["device"]).type
         failed_record(job.experiment, job.seed, device, options["threads"], said).save(out)
-        pipe.send(("end", "failed", said))
+        tell("end", "failed", said)
 
 
-def _say(outcome: Outcome, bar: Any, number: int, total: int, every: bool) -> None:
+def _run(job: Job, out: Path, options: dict[str, Any], watch: Watch, tell: Callable[..., None]) -> records.RunRecord:
+    return runner.run(
+        job.experiment.task,
+        job.experiment.baseline,
+        job.seed,
+        overrides=job.experiment.overrides,
+        out=out,
+        progress=lambda done, total: tell("progress", done),
+        watch=watch,
+        **options,
+    )
+
+
+def _short(job: Job) -> str:
+    return f"{job.experiment.label} s{job.seed}"
+
+
+def _kinds(job: Job) -> tuple[object, ...]:
+    """Return what a run is like, the most alike first."""
+    task = job.experiment.task.hash
+    return (task, job.experiment.hash), task
+
+
+def _say(outcome: Outcome, bar: Any, number: int, total: int, every: bool, seconds: float, progress: Progress) -> None:
     """Tell of a failure at once, of every run where there is no bar."""
     if outcome.status == "failed":
         bar.write(f"failed: {outcome.job}: {outcome.error}", file=sys.stderr)
     elif every:
-        bar.write(f"[{number}/{total}] {outcome.status}: {outcome.job}", file=sys.stderr)
+        left = progress.seconds_left() if number < total else None
+        rest = "" if left is None else f", about {spoken(left)} left"
+        line = f"[{number}/{total}] {outcome.status}: {outcome.job} in {spoken(seconds)}{rest}"
+        bar.write(line, file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------------------- the results

@@ -44,6 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": {"records"},
     "environment": {"", "errors", "records"},
     "process": {"checkpoint", "seeds"},
+    "progress": set(),
     "data_content": {"errors"},
     "data_sources": {"errors", "data_content"},
     "data": {"errors", "data_content", "data_sources", "records"},
@@ -64,7 +65,7 @@ ALLOWED: dict[str, set[str]] = {
     "runner": PLAIN
     | {
         "", "books", "recipes", "records", "streams", "nets", "flops", "footprint", "memory", "checkpoint",
-        "environment", "imports", "loading", "process", "sharing", "strategies.base", "strategies.build",
+        "environment", "imports", "loading", "process", "progress", "sharing", "strategies.base", "strategies.build",
         "strategies.foreign",
     },
     "matching": PLAIN
@@ -74,7 +75,10 @@ ALLOWED: dict[str, set[str]] = {
     },
     "preflight": PLAIN | {"recipes", "runner", "strategies.base", "strategies.build", "strategies.foreign", "streams"},
     "sweep": PLAIN
-    | {"books", "preflight", "runner", "environment", "recipes", "records", "data", "strategies.build", "tuning"},
+    | {
+        "books", "data", "environment", "preflight", "progress", "recipes", "records", "runner", "strategies.build",
+        "tuning",
+    },
     "checks": PLAIN | {"", "recipes", "report", "strategies.build", "tuning"},
     "lab": {"lab", "lab.record", "nets", "memory", "records", "environment", "errors"},
     "lab.record": {"errors", "records"},

@@ -37,7 +37,7 @@ def execution(parser: argparse.ArgumentParser, seeds: str) -> None:
     parser.add_argument("--jobs", type=positive, metavar="N", help="runs at a time (cores / threads; 1 on a GPU)")
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads of a run (%(default)s)")
     parser.add_argument("--out", type=Path, default=RUNS, metavar="DIR", help="records (default %(default)s)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="say nothing while runs go on")
 
 
 def positive(text: str) -> int:
