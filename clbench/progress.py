@@ -13,6 +13,7 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Watch:
     steps: Callable[[], int] = lambda: 0
     steps_an_epoch: int = 0
     epochs: int = 0
+    after_task: Callable[[Any], None] | None = None
+    """Told the record so far after every task."""
 
     def beat(self) -> Beat:
         """Return where the run is now."""

@@ -172,6 +172,8 @@ def _learn(
             books.generation = strategy.generation() if isinstance(strategy, Strategy) else None
         if path is not None and index + 1 < stream.n_tasks:
             _save(path, books, strategy)
+        if watch.after_task is not None:
+            watch.after_task(books.record())
         if progress is not None:
             progress(index + 1, stream.n_tasks)
 

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from clbench import data, records, runner
+from clbench import data, records, runner, tracking
 from clbench.books import failed_record
 from clbench.environment import choose_device
 from clbench.errors import UserError
@@ -168,6 +168,7 @@ def sweep(
     threads: int = 1,
     data_root: Path | None = None,
     show_progress: bool = True,
+    track: Sequence[str] = (),
 ) -> list[Outcome]:
     """Run every job that is not recorded yet.
 
@@ -179,6 +180,7 @@ def sweep(
         threads: CPU threads of each run.
         data_root: the data cache; None for the user's.
         show_progress: a progress bar on stderr.
+        track: "tensorboard", "wandb": charts of every run under the folder `tracking` beside `out`.
 
     Returns:
         One outcome a job, in the order of `jobs`.
@@ -188,6 +190,7 @@ def sweep(
         KeyboardInterrupt: after every worker has saved what it had.
     """
     where = choose_device(device)
+    tracking.check(track)
     _writable(out)
     if workers is None:
         workers = 1 if where.type == "cuda" else max(1, _cores() // threads)
@@ -199,7 +202,7 @@ def sweep(
             outcomes[number] = Outcome(job, "skipped", path)
         else:
             waiting.append(number)
-    options = {"device": str(where), "threads": threads, "data_root": data_root}
+    options = {"device": str(where), "threads": threads, "data_root": data_root, "track": tuple(track)}
     # Whoever waits wants to see something move: count tasks, not runs.
     total = sum(jobs[number].experiment.task.stream.n_tasks for number in waiting)
     # A bar where somebody watches it, a line per finished run where a log does.
@@ -332,16 +335,23 @@ def _work(job: Job, out: Path, options: dict[str, Any], log: Path, pipe: Connect
 
 
 def _run(job: Job, out: Path, options: dict[str, Any], watch: Watch, tell: Callable[..., None]) -> records.RunRecord:
-    return runner.run(
-        job.experiment.task,
-        job.experiment.baseline,
-        job.seed,
-        overrides=job.experiment.overrides,
-        out=out,
-        progress=lambda done, total: tell("progress", done),
-        watch=watch,
-        **options,
-    )
+    experiment = job.experiment
+    others = {name: value for name, value in options.items() if name != "track"}
+    device = choose_device(options["device"]).type
+    folder = records.record_path(out.parent / "tracking", experiment.task.name, experiment.label, job.seed, device)
+    settings = {"task": experiment.task.name, "baseline": experiment.label, "seed": job.seed, **experiment.settings}
+    with tracking.tracked(options["track"], folder.with_suffix(""), str(job), settings) as after_task:
+        watch.after_task = after_task
+        return runner.run(
+            experiment.task,
+            experiment.baseline,
+            job.seed,
+            overrides=experiment.overrides,
+            out=out,
+            progress=lambda done, total: tell("progress", done),
+            watch=watch,
+            **others,
+        )
 
 
 def _short(job: Job) -> str:

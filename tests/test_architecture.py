@@ -45,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "environment": {"", "errors", "records"},
     "process": {"checkpoint", "seeds"},
     "progress": set(),
+    "tracking": {"errors", "records"},
     "data_content": {"errors"},
     "data_sources": {"errors", "data_content"},
     "data": {"errors", "data_content", "data_sources", "records"},
@@ -77,7 +78,7 @@ ALLOWED: dict[str, set[str]] = {
     "sweep": PLAIN
     | {
         "books", "data", "environment", "preflight", "progress", "recipes", "records", "runner", "strategies.build",
-        "tuning",
+        "tracking", "tuning",
     },
     "checks": PLAIN | {"", "recipes", "report", "strategies.build", "tuning"},
     "lab": {"lab", "lab.record", "nets", "memory", "records", "environment", "errors"},
@@ -96,8 +97,13 @@ ALLOWED: dict[str, set[str]] = {
 OUTSIDE: dict[str, set[str]] = {
     "torch": {
         "books", "checkpoint", "data", "data_content", "data_sources", "doctor", "environment", "flops", "footprint",
+<<<<<<< HEAD
         "lab", "loading", "matching", "memory", "nets", "preflight", "process", "runner", "sharing", "strategies",
         "streams", "sweep", "tensors", "views",
+=======
+        "lab", "loading", "memory", "nets", "preflight", "process", "runner", "sharing", "strategies", "streams",
+        "sweep", "tensors", "tracking", "views",
+>>>>>>> 6205098 (clbench run --track tensorboard|wandb: charts of a run while it goes on, written from its record)
     },
     "avalanche": {"loading", "runner", "strategies", "streams", "scaffold"},
 }  # fmt: skip

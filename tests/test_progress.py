@@ -124,7 +124,8 @@ def test_a_run_lets_itself_be_watched_and_is_the_same() -> None:
 
 
 def test_a_reporter_tells_what_is_new_and_then_falls_silent() -> None:
-    watch, told = Watch(tasks=3), []
+    watch = Watch(tasks=3)
+    told: list[Beat] = []
     with Reporter(watch, told.append, every=0.01) as _:
         while not told:
             time.sleep(0.01)

@@ -87,6 +87,7 @@ def run_all(jobs: Sequence[Any], options: argparse.Namespace) -> list[Any]:
         workers=options.jobs,
         threads=options.threads,
         show_progress=not options.quiet,
+        track=getattr(options, "track", None) or (),
     )
 
 

@@ -38,6 +38,10 @@ def register(commands: Commands) -> None:
     )  # fmt: skip
     run.add_argument("--to", metavar="BASELINE", help="for --match: a name, a recipe file, or a label of records")
     run.add_argument("--by", metavar="SETTING", help="for --match: what to change, a setting or width")
+    run.add_argument(
+        "--track", nargs="+", default=[], choices=["tensorboard", "wandb"], metavar="TRACKER",
+        help="also write charts of every run: tensorboard, wandb (offline); under tracking/ beside the records",
+    )  # fmt: skip
     execution(run, "3")
 
 
