@@ -97,13 +97,8 @@ ALLOWED: dict[str, set[str]] = {
 OUTSIDE: dict[str, set[str]] = {
     "torch": {
         "books", "checkpoint", "data", "data_content", "data_sources", "doctor", "environment", "flops", "footprint",
-<<<<<<< HEAD
         "lab", "loading", "matching", "memory", "nets", "preflight", "process", "runner", "sharing", "strategies",
-        "streams", "sweep", "tensors", "views",
-=======
-        "lab", "loading", "memory", "nets", "preflight", "process", "runner", "sharing", "strategies", "streams",
-        "sweep", "tensors", "tracking", "views",
->>>>>>> 6205098 (clbench run --track tensorboard|wandb: charts of a run while it goes on, written from its record)
+        "streams", "sweep", "tensors", "tracking", "views",
     },
     "avalanche": {"loading", "runner", "strategies", "streams", "scaffold"},
 }  # fmt: skip
