@@ -251,6 +251,11 @@ def _as_json(raw: Mapping[str, Any]) -> str:
     return json.dumps(raw, default=str)
 
 
+def load_file(model: type[_M], path: Path) -> _M:
+    """Return a TOML file of any kind as its model. Raises UserError: a line for each mistake, with the nearest key."""
+    return _validate(model, _read(path), path, {})
+
+
 def _validate(model: type[_M], raw: dict[str, Any], path: Path, given: Mapping[str, str]) -> _M:
     """Return the recipe; `given` are the fields that come from the file's place and no file may set."""
     known = _field_names(model)

@@ -83,7 +83,7 @@ ALLOWED: dict[str, set[str]] = {
     "checks": PLAIN | {"", "recipes", "report", "strategies.build", "tuning"},
     "lab": {"lab", "lab.record", "nets", "memory", "records", "environment", "errors"},
     "lab.record": {"errors", "records"},
-    "report": PLAIN | {"report", "budgets", "records", "recipes", "metrics", "lab.record", "tuning"},
+    "report": PLAIN | {"", "report", "budgets", "records", "recipes", "metrics", "lab.record", "tuning"},
     "scaffold": {"errors", "recipes", "records"},
     "doctor": {"", "errors", "data", "memory", "recipes"},
     "cli": {"", "commands", "errors"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,27 +27,29 @@ def register(commands: Commands) -> None:
     report.add_argument("--out", type=Path, default=OUT, metavar="DIR", help="where to write (default %(default)s)")
     report.add_argument("--task", nargs="+", metavar="NAME", help="only these tasks")
     report.add_argument("--baseline", nargs="+", metavar="NAME", help="only these baselines")
+    report.add_argument("--family", nargs="+", metavar="NAME", help="only baselines of these families")
     report.add_argument("--metric", nargs="+", metavar="NAME", help="only these columns; see: clbench list metrics")
+    report.add_argument("--style", type=Path, metavar="FILE", help="order, names, titles and colours (TOML)")
     report.add_argument("--readme", type=Path, metavar="FILE", help="also rewrite the results block of this file")
     report.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is stale")
 
 
 def _report(options: argparse.Namespace) -> int:
     from clbench.report import build
+    from clbench.report.choice import Choice
 
     readme = options.readme
+    choice = Choice(options.task, options.baseline, options.family, options.metric, options.style)
     if options.check:
-        stale = build.check(options.runs, options.out, readme)
+        stale = build.check(options.runs, options.out, readme, choice)
         for line in stale:
             print(line)
         print(f"{len(stale)} files are not what the records say" if stale else "everything says what the records say")
         return 1 if stale else 0
-    built = build.build(
-        options.runs, options.out, tasks=options.task, baselines=options.baseline, metrics=options.metric
-    )
+    built = build.build(options.runs, options.out, choice, jobs=os.cpu_count() or 1)
     if readme is not None:
         build.update_readme(readme, built)
-    for line in built.problems:
+    for line in (*built.remarks, *built.problems):
         print(f"clbench: {line}", file=sys.stderr)
     print(f"{len(built.paths)} files in {options.out}; open {options.out / 'report.html'}")
     return 0

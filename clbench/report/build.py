@@ -8,27 +8,44 @@
 - `out/figures/critical-difference.*`: average ranks, where enough baselines ran on enough streams
 - `out/figures/<task>-<figure>.pdf`, `.png`, `.csv`
 - `out/report.html`: everything on one page
+- `out/rebuild.py`, `out/tables/records.csv`: the script that makes all this again, and the records it was made from
+- `out/style.toml`: a copy of the style file, where there is one
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 from clbench.errors import UserError
 from clbench.records import load_all, write_atomic
-from clbench.report import figures, figures_lab, figures_ranks, lab, published, reproduction, sharing, tables
+from clbench.report import (
+    figures,
+    figures_lab,
+    figures_ranks,
+    lab,
+    provenance,
+    published,
+    reproduction,
+    sharing,
+    tables,
+)
+from clbench.report.choice import ALL, Choice, load, restyled, styled
 from clbench.report.figures_reproduction import forest
 from clbench.report.measures import Measure, chosen
 from clbench.report.page import page_html
 from clbench.report.published import Comparison, Row
 from clbench.report.select import Block, Selection, TaskBlocks, select
-from clbench.report.style import Plot, looks, save
+from clbench.report.style import Plot, looks, render
 from clbench.report.writers import TextTable, grid, to_csv, to_latex, to_markdown
 
 KINDS = ("md", "csv", "tex")
+PER_PROCESS = 12
+"""Figures that are worth another process: it takes seconds to import what draws."""
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
@@ -41,6 +58,8 @@ class Built:
     """Every file, in the order of writing."""
     problems: tuple[str, ...]
     """One line for each run that failed, file that is damaged, or recipe that could not be compared."""
+    remarks: tuple[str, ...]
+    """One line for each thing to know of the runs that are there: several protocols or devices, a single seed."""
     readme: str
     """The text between the markers of a README, its links relative to `out`'s parent."""
 
@@ -58,38 +77,39 @@ class _Report:
     plots: dict[str, tuple[Plot, ...]]
     """Stem of a block, of a record of the lab, or `reproduction.NAME`, `figures_ranks.NAME` -> its figures."""
     problems: tuple[str, ...]
+    title: str
+    beside: dict[str, str]
+    """File name in the folder itself -> content: the script that makes it again, the style."""
 
 
-def build(
-    runs: Path,
-    out: Path,
-    *,
-    tasks: Sequence[str] | None = None,
-    baselines: Sequence[str] | None = None,
-    metrics: Sequence[str] | None = None,
-) -> Built:
+def build(runs: Path, out: Path, choice: Choice = ALL, jobs: int = 1) -> Built:
     """Write tables, figures and the page of the records under `runs` into `out`.
 
     Args:
         runs: folder of records.
         out: folder to write to; files of the same names are replaced, others left alone.
-        tasks: names of the tasks to report; None reports all.
-        baselines: labels or names of the baselines to report; None reports all.
-        metrics: names of the columns (`clbench.report.measures.MEASURES`), in order; None gives the usual ones.
+        choice: what to show of them, and under which names.
+        jobs: processes that draw, at most: more than one only in a program that may be imported again. Each reads the
+            records itself, so that a few figures are drawn here all the same.
 
     Raises:
-        UserError: a name that is not known, no finished run, or a folder that cannot be written.
+        UserError: a name that is not known, no finished run, a mistake in the style file, or a folder that cannot be
+            written.
     """
-    report = _compose(runs, out, tasks, baselines, metrics)
+    report = _compose(runs, out, choice)
+    remarks = report.selection.remarks
+    drawn = _draw(runs, out, choice, report.plots, jobs)
     try:
-        paths = _write(out, report.texts, report.plots)
-        pictures = {path.stem: path.read_bytes() for path in paths if path.suffix == ".png"}
-        page = out / "report.html"
-        write_atomic(page, page_html(report.selection, report.tables, report.plots, pictures, report.problems))
-        paths.append(page)
+        paths, drawings = _write(out, report.texts, report.plots, drawn)
+        page = page_html(
+            report.selection, report.tables, report.plots, drawings, report.problems, remarks, report.title
+        )
+        for name, text in {**report.beside, "report.html": page}.items():
+            write_atomic(out / name, text)
+            paths.append(out / name)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error})") from None
-    return Built(out, tuple(paths), report.problems, _readme(report, out.name))
+    return Built(out, tuple(paths), report.problems, remarks, _readme(report, out.name))
 
 
 def build_reproduction(runs: Path, out: Path, rows: Sequence[Row]) -> tuple[list[Comparison], list[str]]:
@@ -112,7 +132,7 @@ def build_reproduction(runs: Path, out: Path, rows: Sequence[Row]) -> tuple[list
     comparisons, mismatched = published.compare(records, rows)
     texts, plots = _reproduction(comparisons)
     try:
-        _write(out, texts, plots)
+        _write(out, texts, plots, {name: render(plot) for name, plot in _named(plots)})
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error})") from None
     return comparisons, [*damaged, *mismatched]
@@ -125,22 +145,46 @@ def _reproduction(comparisons: Sequence[Comparison]) -> tuple[dict[str, str], di
     return texts, {reproduction.NAME: (plot,)} if plot.rows else {}
 
 
-def _write(out: Path, texts: dict[str, str], plots: dict[str, tuple[Plot, ...]]) -> list[Path]:
-    paths = []
+def _draw(
+    runs: Path, out: Path, choice: Choice, plots: dict[str, tuple[Plot, ...]], jobs: int
+) -> dict[str, dict[str, bytes]]:
+    """Return every figure in every format, by the stem of its files; drawn by as many processes as is worth it."""
+    count = min(jobs, len(_named(plots)) // PER_PROCESS)
+    if count < 2:
+        return {name: render(plot) for name, plot in _named(plots)}
+    shares = [(runs, out, choice, i, count) for i in range(count)]
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+        return {name: files for made in pool.map(_draw_share, shares) for name, files in made.items()}
+
+
+def _draw_share(share: tuple[Path, Path, Choice, int, int]) -> dict[str, dict[str, bytes]]:
+    """Draw every `count`-th figure from the i-th, in a process of its own: a plot cannot be sent there."""
+    runs, out, choice, i, count = share
+    return {name: render(plot) for name, plot in _named(_compose(runs, out, choice).plots)[i::count]}
+
+
+def _named(plots: dict[str, tuple[Plot, ...]]) -> list[tuple[str, Plot]]:
+    return [(plot.stem(stem), plot) for stem, owned in plots.items() for plot in owned]
+
+
+def _write(
+    out: Path, texts: dict[str, str], plots: dict[str, tuple[Plot, ...]], drawn: dict[str, dict[str, bytes]]
+) -> tuple[list[Path], dict[str, str]]:
+    """Write tables and figures; return the paths, and the figures as SVG by the stem of their files."""
+    paths, drawings = [], {}
     for name, text in texts.items():
         write_atomic(out / "tables" / name, text)
         paths.append(out / "tables" / name)
-    for stem, drawn in plots.items():
-        for plot in drawn:
-            base = out / "figures" / plot.stem(stem)
-            pdf, png = save(plot, base)
-            sidecar = out / "figures" / f"{base.name}.csv"
-            write_atomic(sidecar, to_csv(plot.header, plot.rows))
-            paths += [pdf, png, sidecar]
-    return paths
+    for name, plot in _named(plots):
+        files = {**drawn[name], "csv": to_csv(plot.header, plot.rows).encode()}
+        drawings[name] = files.pop("svg").decode()
+        for kind, content in files.items():
+            paths.append(out / "figures" / f"{name}.{kind}")
+            write_atomic(paths[-1], content)
+    return paths, drawings
 
 
-def check(runs: Path, out: Path, readme: Path | None = None) -> list[str]:
+def check(runs: Path, out: Path, readme: Path | None = None, choice: Choice = ALL) -> list[str]:
     """Return one line for each file that no longer says what the records say: stale, missing or orphaned.
 
     Tables are compared byte for byte. A figure is compared through the csv of what it draws: its pdf and png, and the
@@ -149,10 +193,11 @@ def check(runs: Path, out: Path, readme: Path | None = None) -> list[str]:
 
     Args:
         runs: folder of records.
-        out: folder that `build` wrote from all of them, with the usual columns.
+        out: folder that `build` wrote from them.
         readme: a file with a results block, to be checked too.
+        choice: what `build` was asked for.
     """
-    report = _compose(runs, out, None, None, None)
+    report = _compose(runs, out, choice)
     texts = {f"tables/{name}": text for name, text in report.texts.items()}
     present = {"report.html"}
     for stem, plots in report.plots.items():
@@ -166,6 +211,12 @@ def check(runs: Path, out: Path, readme: Path | None = None) -> list[str]:
         if not path.is_file():
             lines.append(f"{path}: missing")
         elif name in texts and path.read_bytes() != texts[name].encode():
+            lines.append(f"{path}: stale")
+    for name, text in sorted(report.beside.items()):
+        path = out / name
+        if not path.is_file():
+            lines.append(f"{path}: missing")
+        elif provenance.lasting(path.read_text()) != provenance.lasting(text):
             lines.append(f"{path}: stale")
     for folder in ("tables", "figures"):
         for path in sorted((out / folder).glob("*")):
@@ -189,20 +240,16 @@ def update_readme(readme: Path, built: Built) -> bool:
 # ------------------------------------------------------------------------------------------------------------ compose
 
 
-def _compose(
-    runs: Path,
-    out: Path,
-    tasks: Sequence[str] | None,
-    baselines: Sequence[str] | None,
-    metrics: Sequence[str] | None,
-) -> _Report:
-    measures = tuple(chosen(metrics))
-    selection = select(runs, tasks, baselines)
+def _compose(runs: Path, out: Path, choice: Choice) -> _Report:
+    measures = tuple(chosen(choice.metrics))
+    selection = select(runs, choice.tasks, choice.baselines, choice.families)
+    style = load(choice.style, selection)
+    selection = styled(selection, style)
     made: dict[str, tuple[TextTable, ...]] = {}
     texts: dict[str, str] = {}
     for task in selection.tasks:
         runs_of = [run for block in task.blocks for run in block.runs]
-        columns = chosen(metrics, runs_of)
+        columns = chosen(choice.metrics, runs_of)
         made[task.name] = tuple(tables.tables(task, columns))
         texts[f"{task.name}.md"] = _markdown(task, made[task.name])
         texts[f"{task.name}.csv"] = tables.csv_text(task, columns)
@@ -216,13 +263,13 @@ def _compose(
     rows, broken = published.shipped_rows()
     finished = [run for block in _blocks(selection) for run in block.runs]
     comparisons, mismatched = published.compare(finished, rows)
-    groups = [group.label for block in _blocks(selection) for group in block.groups]
-    found = looks([*selection.labels, *groups])
+    groups = [group for block in _blocks(selection) for group in block.groups]
+    found = restyled(looks([*selection.labels, *(group.key for group in groups)]), groups, style)
     plots = {block.stem: tuple(figures.plots(block, found)) for block in _blocks(selection)}
     if comparisons:
         made[reproduction.NAME] = (reproduction.table(comparisons),)
-    beside, forests = _reproduction(comparisons)
-    texts, plots = texts | beside, plots | forests
+    compared, forests = _reproduction(comparisons)
+    texts, plots = texts | compared, plots | forests
     ranks = figures_ranks.critical_difference_diagram(selection)
     plots |= {figures_ranks.NAME: (ranks,)} if ranks else {}
     measured, damaged = lab.load_all(out / "lab")
@@ -232,7 +279,11 @@ def _compose(
         plots |= {lab.slug(record): tuple(figures_lab.plots(record)) for record in measured}
     problems = (*selection.problems, *broken, *mismatched, *damaged)
     texts["README.md"] = _index(selection, made, plots, problems)
-    return _Report(selection, measures, made, texts, plots, problems)
+    texts[provenance.RECORDS] = provenance.records_csv([*finished, *selection.unfinished], runs)
+    beside = {provenance.SCRIPT: provenance.script(choice.options(), runs, out)}
+    if choice.style is not None:
+        beside[provenance.STYLE] = choice.style.read_text(encoding="utf-8")
+    return _Report(selection, measures, made, texts, plots, problems, style.title, beside)
 
 
 def _blocks(selection: Selection) -> list[Block]:
@@ -274,6 +325,9 @@ def _index(
         lines += [f"## {lab.TITLE}", "", f"Tables: {', '.join(f'[{kind}]({lab.NAME}.{kind})' for kind in KINDS)}.", ""]
         lines += [line for stem in lab.stems(plots) for line in _figure_links(stem, plots[stem])]
         lines.append("")
+    lines += [f"Made from these records: [csv]({provenance.RECORDS}). `{provenance.SCRIPT}` makes all of it again.", ""]
+    if selection.remarks:
+        lines += ["## To know", "", *(f"- {_quoted(line)}" for line in selection.remarks), ""]
     if problems:
         lines += ["## Not in the tables", "", *(f"- {_quoted(line)}" for line in problems), ""]
     return "\n".join(lines)

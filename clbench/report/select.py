@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from clbench import recipes
 from clbench.errors import UserError, unknown
 from clbench.records import BaselineInfo, RunRecord, TaskInfo, load_all
 from clbench.spec import content_hash
@@ -31,6 +32,13 @@ class Group:
     baseline: BaselineInfo
     runs: tuple[RunRecord, ...]
     """By seed."""
+    recorded: str = ""
+    """The label by its records, where it is shown under another."""
+
+    @property
+    def key(self) -> str:
+        """The label by its records."""
+        return self.recorded or self.label
 
     @property
     def imported(self) -> bool:
@@ -99,6 +107,17 @@ class Selection:
     """One line a file that could not be read."""
     labels: tuple[str, ...]
     """Every baseline label under the runs folder, chosen or not: colours follow from it."""
+    task_names: tuple[str, ...] = ()
+    """Every task under the runs folder, chosen or not."""
+    families: tuple[str, ...] = ()
+    """Every family under the runs folder, chosen or not."""
+    unmade: tuple[str, ...] = ()
+    """One line for each pair of task and baseline that was asked for and has no finished run."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """One line for each thing a reader has to know of what stands in the tables, and for what is not there."""
+        return (*(line for task in self.tasks for line in _remarks(task)), *self.unmade)
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -106,13 +125,19 @@ class Selection:
         return tuple(_unfinished(run) for run in self.unfinished) + self.damaged
 
 
-def select(runs: Path, tasks: Sequence[str] | None = None, baselines: Sequence[str] | None = None) -> Selection:
+def select(
+    runs: Path,
+    tasks: Sequence[str] | None = None,
+    baselines: Sequence[str] | None = None,
+    families: Sequence[str] | None = None,
+) -> Selection:
     """Read the records under `runs` and sort them into blocks.
 
     Args:
         runs: folder of records.
         tasks: names to keep; None keeps all.
         baselines: labels, or names (which keep their overridden variants too); None keeps all.
+        families: names to keep; None keeps all.
 
     Raises:
         UserError: no such folder, a name that no record has, or no finished run.
@@ -122,20 +147,29 @@ def select(runs: Path, tasks: Sequence[str] | None = None, baselines: Sequence[s
     records, damaged = load_all(runs)
     # A damaged file is named relative to the folder: committed tables must not depend on where they were built.
     damaged = [line.removeprefix(f"{runs}/") for line in damaged]
-    _refuse_unknown(records, tasks, baselines)
+    _refuse_unknown(runs, records, tasks, baselines, families)
     labels = tuple(sorted({record.baseline.label for record in records}))
     kept = [
         record
         for record in records
         if (tasks is None or record.task.name in tasks)
         and (baselines is None or {record.baseline.label, record.baseline.name} & set(baselines))
+        and (families is None or record.baseline.family in families)
     ]
     done = [record for record in kept if record.status == "done"]
     unfinished = tuple(record for record in kept if record.status != "done")
     if not done:
         lines = [f"{runs}: no finished run to report ({len(unfinished)} unfinished, {len(damaged)} damaged)"]
         raise UserError(*lines, *map(_unfinished, unfinished), *damaged)
-    return Selection(arrange(done), unfinished, tuple(damaged), labels)
+    return Selection(
+        tasks=arrange(done),
+        unfinished=unfinished,
+        damaged=tuple(damaged),
+        labels=labels,
+        task_names=tuple(sorted({record.task.name for record in records})),
+        families=tuple(sorted({record.baseline.family for record in records}, key=family_rank)),
+        unmade=tuple(_unmade(done, tasks, baselines)),
+    )
 
 
 def arrange(done: Iterable[RunRecord]) -> tuple[TaskBlocks, ...]:
@@ -242,13 +276,58 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def _refuse_unknown(records: list[RunRecord], tasks: Sequence[str] | None, baselines: Sequence[str] | None) -> None:
-    known_tasks = {record.task.name for record in records}
-    known = {name for record in records for name in (record.baseline.label, record.baseline.name)}
-    lines = [unknown("task", name, known_tasks) for name in tasks or () if name not in known_tasks]
-    lines += [unknown("baseline", name, known) for name in baselines or () if name not in known]
+def _refuse_unknown(
+    runs: Path,
+    records: list[RunRecord],
+    tasks: Sequence[str] | None,
+    baselines: Sequence[str] | None,
+    families: Sequence[str] | None,
+) -> None:
+    known = {
+        "task": {record.task.name for record in records},
+        "baseline": {name for record in records for name in (record.baseline.label, record.baseline.name)},
+        "family": {record.baseline.family for record in records},
+    }
+    recipe: dict[str, Sequence[str]] = {"task": recipes.names("task"), "baseline": recipes.names("baseline")}
+    lines = []
+    for kind, names in (("task", tasks), ("baseline", baselines), ("family", families)):
+        for name in dict.fromkeys(names or ()):
+            if name in known[kind]:
+                continue
+            if name in recipe.get(kind, ()):
+                made = f"clbench run --{kind} {name} ... makes some"
+                lines.append(f"no record of {kind} '{name}' in {runs}; {made}")
+            else:
+                lines.append(unknown(kind, name, known[kind]))
     if lines:
         raise UserError(*lines)
+
+
+def _remarks(task: TaskBlocks) -> list[str]:
+    """Return what a reader has to know of a task's runs, a line each."""
+    lines = list(task.notes)
+    places = dict.fromkeys(block.where for block in task.blocks)
+    if len(places) > 1:
+        lines.append(f"{task.name}: runs of {len(places)} devices stand side by side: {', '.join(places)}")
+    single = dict.fromkeys(group.label for block in task.blocks for group in block.groups if len(group.runs) == 1)
+    if single:
+        lines.append(f"{task.name}: one seed alone, and so no interval: {', '.join(single)}")
+    return lines
+
+
+def _unmade(
+    done: Sequence[RunRecord], tasks: Sequence[str] | None, baselines: Sequence[str] | None
+) -> Iterable[str]:
+    """Yield a line for each task, or pair of task and baseline, that was named and has no finished run."""
+    made = {(run.task.name, name) for run in done for name in (run.baseline.label, run.baseline.name)}
+    reported = {task for task, _ in made}
+    for task in dict.fromkeys(tasks or sorted(reported)):
+        if task not in reported:
+            yield f"{task}: no finished run of what was asked for"
+            continue
+        for baseline in dict.fromkeys(baselines or ()):
+            if (task, baseline) not in made:
+                yield f"{task}: no finished run of {baseline}"
 
 
 def _unfinished(run: RunRecord) -> str:

@@ -55,6 +55,7 @@ _RC: Any = {
     "ytick.major.width": 0.6,
     "pdf.fonttype": 42,
     "svg.hashsalt": "clbench",
+    "svg.fonttype": "none",
 }
 _BOUNDS = {
     "finetune": ("#8c8c8c", "o", ":"),
@@ -222,15 +223,23 @@ def wide_range(values: Sequence[float], factor: float = 10) -> bool:
     return len(known) == len(values) > 0 and max(known) > factor * min(known)
 
 
-def save(plot: Plot, stem: Path) -> tuple[Path, Path]:
-    """Draw a plot and write `<stem>.pdf` and `<stem>.png`, without dates: the same input gives the same bytes."""
-    paths = []
+def render(plot: Plot) -> dict[str, bytes]:
+    """Draw a plot and return it as "pdf", "png" and "svg", without dates: the same input gives the same bytes."""
+    metadata = {"pdf": {"CreationDate": None, "ModDate": None}, "png": {"Software": None}, "svg": {"Date": None}}
+    made = {}
     with mpl.rc_context(_RC):
         figure = plot.draw()
-        for suffix, metadata in ((".pdf", {"CreationDate": None, "ModDate": None}), (".png", {"Software": None})):
+        for kind, dates in metadata.items():
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix[1:], dpi=DPI, metadata=metadata)
-            path = stem.with_name(stem.name + suffix)
-            write_atomic(path, buffer.getvalue())
-            paths.append(path)
-    return paths[0], paths[1]
+            figure.savefig(buffer, format=kind, dpi=DPI, metadata=dates)
+            made[kind] = buffer.getvalue()
+    return made
+
+
+def save(plot: Plot, stem: Path) -> tuple[Path, Path]:
+    """Draw a plot and write `<stem>.pdf` and `<stem>.png`."""
+    made = render(plot)
+    paths = stem.with_name(f"{stem.name}.pdf"), stem.with_name(f"{stem.name}.png")
+    for path in paths:
+        write_atomic(path, made[path.suffix[1:]])
+    return paths

@@ -46,7 +46,12 @@ def _sections(task: TaskBlocks, measures: Sequence[Measure]) -> Iterable[Section
     for block in task.blocks:
         for family, groups in groupby(block.groups, key=lambda group: group.baseline.family):
             title = family if len(task.blocks) == 1 else f"{family}, {block.title}"
-            yield Section(title, tuple(row(group, measures) for group in groups))
+            yield Section(title, tuple(row(group, measures) for group in groups), _apart(task, block))
+
+
+def _apart(task: TaskBlocks, block: Block) -> str:
+    """Return what the rows of a block must not be sorted away from: where there are several, its version and device."""
+    return block.title if len(task.blocks) > 1 else ""
 
 
 def row(group: Group, measures: Sequence[Measure]) -> tuple[str, ...]:
@@ -63,7 +68,7 @@ def _growth_table(task: TaskBlocks) -> TextTable | None:
         for family, groups in groupby(block.groups, key=lambda group: group.baseline.family):
             rows = [line for group in groups for line in _growth_rows(group)]
             title = family if len(task.blocks) == 1 else f"{family}, {block.title}"
-            sections += [Section(title, tuple(rows))] if rows else []
+            sections += [Section(title, tuple(rows), _apart(task, block))] if rows else []
     if not sections:
         return None
     runs = [run for block in task.blocks for group in block.groups if growing(group) for run in group.runs]
@@ -150,7 +155,7 @@ def notes(task: TaskBlocks) -> list[str]:
     """Return a line for each starred or overridden baseline, then the notes on what stands apart."""
     lines = []
     for block in task.blocks:
-        plain = {group.label: group for group in block.groups}
+        plain = {group.key: group for group in block.groups}
         for group in block.groups:
             if group.starred:
                 changes = ", ".join(_departure(block, key, value) for key, value in group.baseline.departures.items())
