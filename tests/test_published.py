@@ -17,6 +17,7 @@ from clbench.records import RunRecord
 from clbench.report import published, reproduction
 from clbench.report.figures_reproduction import LINES, LOOKS, forest
 from clbench.report.published import Comparison, Row
+from clbench.report.readme import BEGIN, END, Shown, update
 from clbench.report.style import save
 from clbench.specs import BaselineSpec, TaskSpec
 from record_factory import make_record
@@ -295,3 +296,60 @@ def test_the_forest_plot_draws_every_verdict_in_one_panel_or_two(tmp_path: Path)
 
 def test_markers_of_verdicts_differ_without_colour() -> None:
     assert len({(marker, filled) for marker, _, filled in LOOKS.values()}) == len(LOOKS)
+
+
+# ------------------------------------------------------------------------------------------------------------- readmes
+
+
+def shown(*comparisons: Comparison) -> Shown:
+    """Return what a README can show of two tasks and some comparisons."""
+    sections = {name: f"### {name}\n\n![x](results/figures/{name}.png)\n" for name in ("one", "two")}
+    lines = {name: f"- {name}: [a](results/{name}.md)" for name in sections}
+    return Shown(Path("results"), sections, lines, comparisons)
+
+
+def readme(folder: Path, *lines: str) -> Path:
+    path = folder / "README.md"
+    path.write_text("\n".join([*lines, ""]))
+    return path
+
+
+def test_a_readme_shows_the_tasks_it_names_and_lists_the_others(tmp_path: Path) -> None:
+    path = readme(tmp_path, "head", "<!-- results:begin two -->", "old", "<!-- results:end -->", "tail")
+    made = replace(shown(), out=tmp_path / "results")
+    assert update(path, made)
+    assert path.read_text().splitlines() == [
+        "head", "<!-- results:begin two -->", "### two", "", "![x](results/figures/two.png)", "", "### More", "",
+        "- one: [a](results/one.md)", "<!-- results:end -->", "tail",
+    ]  # fmt: skip
+    assert not update(path, made)
+
+
+def test_a_readme_shows_what_reproduce_prints(tmp_path: Path) -> None:
+    """Word for word, and only the rows that the pattern chooses."""
+    mine = compared(row(**SPREAD), 0.74, 0.75, 0.76)
+    other = compared(row(source="you2021", **SPREAD), 0.6, 0.61, 0.62)
+    begin = "<!-- reproduce:begin me2020/toy_3 -->"
+    path = readme(tmp_path, BEGIN, END, begin, "<!-- reproduce:end -->")
+    update(path, shown(mine, other))
+    between = path.read_text().partition(begin)[2].partition("<!-- reproduce:end -->")[0]
+    assert between == f"\n```text\n{reproduction.console([mine])}\n```\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (["nothing"], "needs one line"),
+        ([BEGIN, END, BEGIN, END], "needs one line"),
+        ([END, BEGIN], "needs one line"),
+        ([BEGIN, "<!-- reproduce:end -->"], "needs one line"),
+        (["<!-- results:begin tow -->", END], "Did you mean 'two'"),
+        ([BEGIN, END, "<!-- reproduce:begin mee2020 -->", "<!-- reproduce:end -->"], "row matches 'mee2020'"),
+    ],
+)
+def test_markers_that_do_not_fit_are_one_line_and_the_file_stays(tmp_path: Path, lines: list[str], says: str) -> None:
+    path = readme(tmp_path, *lines)
+    before = path.read_text()
+    with pytest.raises(UserError, match=says):
+        update(path, shown(compared(row(**SPREAD), 0.74, 0.75)))
+    assert path.read_text() == before

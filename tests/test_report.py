@@ -16,8 +16,9 @@ import pytest
 from clbench.errors import UserError
 from clbench.records import RunRecord
 from clbench.report import console, figures, measures, stats, tables, writers
-from clbench.report.build import BEGIN, END, Built, build, check, update_readme
+from clbench.report.build import Built, build, check
 from clbench.report.front import pareto
+from clbench.report.readme import BEGIN, END, update
 from clbench.report.select import select
 from clbench.report.style import looks, save
 from record_factory import make_record
@@ -315,18 +316,18 @@ def test_the_readme_block_is_replaced_and_checked(made: tuple[Path, Built], tmp_
     runs, built = made
     readme = built.out.parent / "README.md"
     readme.write_text(f"# Mine\n\n{BEGIN}\nold\n{END}\n\nafter\n")
-    assert check(runs, built.out, readme) == [f"{readme}: the results block is stale"]
-    assert update_readme(readme, built)
+    assert check(runs, built.out, readme) == [f"{readme}: the parts that a report writes are stale"]
+    assert update(readme, built.shown)
     text = readme.read_text()
     assert text.startswith(f"# Mine\n\n{BEGIN}\n### Toy 3")
     assert text.endswith(f"{END}\n\nafter\n")
     assert "(results/figures/toy_3-seen.png)" in text
     assert check(runs, built.out, readme) == []
-    assert not update_readme(readme, built)
+    assert not update(readme, built.shown)
     bare = tmp_path / "README.md"
     bare.write_text("no markers")
     with pytest.raises(UserError, match="results:begin"):
-        update_readme(bare, built)
+        update(bare, built.shown)
 
 
 def test_links_of_a_readme_elsewhere_are_relative_to_it(made: tuple[Path, Built]) -> None:
@@ -334,7 +335,7 @@ def test_links_of_a_readme_elsewhere_are_relative_to_it(made: tuple[Path, Built]
     readme = built.out.parent / "docs" / "page.md"
     readme.parent.mkdir()
     readme.write_text(f"{BEGIN}\n{END}\n")
-    update_readme(readme, built)
+    update(readme, built.shown)
     assert "(../results/figures/toy_3-seen.png)" in readme.read_text()
 
 

@@ -30,13 +30,18 @@ def register(commands: Commands) -> None:
     report.add_argument("--family", nargs="+", metavar="NAME", help="only baselines of these families")
     report.add_argument("--metric", nargs="+", metavar="NAME", help="only these columns; see: clbench list metrics")
     report.add_argument("--style", type=Path, metavar="FILE", help="order, names, titles and colours (TOML)")
-    report.add_argument("--readme", type=Path, metavar="FILE", help="also rewrite the results block of this file")
+    report.add_argument(
+        "--readme", type=Path, metavar="FILE",
+        help="also rewrite the parts of this file between <!-- results:begin TASK... --> (no task: all) and <!-- "
+        "results:end -->, or <!-- reproduce:begin PATTERN... --> and <!-- reproduce:end -->",
+    )  # fmt: skip
     report.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is stale")
 
 
 def _report(options: argparse.Namespace) -> int:
     from clbench.report import build
     from clbench.report.choice import Choice
+    from clbench.report.readme import update
 
     readme = options.readme
     choice = Choice(options.task, options.baseline, options.family, options.metric, options.style)
@@ -48,7 +53,7 @@ def _report(options: argparse.Namespace) -> int:
         return 1 if stale else 0
     built = build.build(options.runs, options.out, choice, jobs=os.cpu_count() or 1)
     if readme is not None:
-        build.update_readme(readme, built)
+        update(readme, built.shown)
     for line in (*built.remarks, *built.problems):
         print(f"clbench: {line}", file=sys.stderr)
     print(f"{len(built.paths)} files in {options.out}; open {options.out / 'report.html'}")

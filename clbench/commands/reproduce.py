@@ -34,7 +34,6 @@ def register(commands: Commands) -> None:
 
 def _reproduce(options: argparse.Namespace) -> int:
     from clbench.report import build, published, reproduction
-    from clbench.report.writers import to_console
 
     rows, problems = published.shipped_rows()
     if problems:
@@ -44,7 +43,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     comparisons, problems = build.build_reproduction(options.out, options.out.parent, rows)
     mine = [item for item in comparisons if any(item.row is row for row in chosen)]
     if mine:
-        print("\n".join([to_console(reproduction.table(mine)), *reproduction.CAPTION[1:]]))
+        print(reproduction.console(mine))
     left = len(chosen) - len({id(item.row) for item in mine})
     print(f"{len(mine)} comparisons; {left} of {len(chosen)} rows without a finished run. ", end="")
     print(f"All rows: {options.out.parent / 'tables' / 'reproduction.md'}" if comparisons else "Nothing was written.")

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from clbench.report.figures_reproduction import forest
 from clbench.report.measures import Measure, chosen
 from clbench.report.page import page_html
 from clbench.report.published import Comparison, Row
+from clbench.report.readme import Shown, filled
 from clbench.report.select import Block, Selection, TaskBlocks, select
 from clbench.report.style import Plot, looks, render
 from clbench.report.writers import TextTable, grid, to_csv, to_latex, to_markdown
@@ -46,7 +46,6 @@ from clbench.report.writers import TextTable, grid, to_csv, to_latex, to_markdow
 KINDS = ("md", "csv", "tex")
 PER_PROCESS = 12
 """Figures that are worth another process: it takes seconds to import what draws."""
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,8 @@ class Built:
     """One line for each run that failed, file that is damaged, or recipe that could not be compared."""
     remarks: tuple[str, ...]
     """One line for each thing to know of the runs that are there: several protocols or devices, a single seed."""
-    readme: str
-    """The text between the markers of a README, its links relative to `out`'s parent."""
+    shown: Shown
+    """What a README can show of it."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,7 @@ class _Report:
     """File name under `tables/` -> content."""
     plots: dict[str, tuple[Plot, ...]]
     """Stem of a block, of a record of the lab, or `reproduction.NAME`, `figures_ranks.NAME` -> its figures."""
+    comparisons: tuple[Comparison, ...]
     problems: tuple[str, ...]
     title: str
     beside: dict[str, str]
@@ -109,7 +109,7 @@ def build(runs: Path, out: Path, choice: Choice = ALL, jobs: int = 1) -> Built:
             paths.append(out / name)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error})") from None
-    return Built(out, tuple(paths), report.problems, remarks, _readme(report, out.name))
+    return Built(out, tuple(paths), report.problems, remarks, _shown(report, out))
 
 
 def build_reproduction(runs: Path, out: Path, rows: Sequence[Row]) -> tuple[list[Comparison], list[str]]:
@@ -222,19 +222,10 @@ def check(runs: Path, out: Path, readme: Path | None = None, choice: Choice = AL
         for path in sorted((out / folder).glob("*")):
             if f"{folder}/{path.name}" not in {*texts, *present} and not path.name.startswith("."):
                 lines.append(f"{path}: orphaned, no record makes it")
-    if readme is not None and _block_of(readme)[1] != _relinked(_readme(report, out.name), readme, out):
-        lines.append(f"{readme}: the results block is stale")
+    if readme is not None:
+        old, new = filled(readme, _shown(report, out))
+        lines += [f"{readme}: the parts that a report writes are stale"] if old != new else []
     return lines
-
-
-def update_readme(readme: Path, built: Built) -> bool:
-    """Put the results between the two markers of a README; return whether the file changed. Raises UserError."""
-    before, old, after = _block_of(readme)
-    new = _relinked(built.readme, readme, built.out)
-    if new == old:
-        return False
-    write_atomic(readme, before + new + after)
-    return True
 
 
 # ------------------------------------------------------------------------------------------------------------ compose
@@ -283,7 +274,7 @@ def _compose(runs: Path, out: Path, choice: Choice) -> _Report:
     beside = {provenance.SCRIPT: provenance.script(choice.options(), runs, out)}
     if choice.style is not None:
         beside[provenance.STYLE] = choice.style.read_text(encoding="utf-8")
-    return _Report(selection, measures, made, texts, plots, problems, style.title, beside)
+    return _Report(selection, measures, made, texts, plots, tuple(comparisons), problems, style.title, beside)
 
 
 def _blocks(selection: Selection) -> list[Block]:
@@ -349,38 +340,21 @@ def _quoted(line: str) -> str:
 # ------------------------------------------------------------------------------------------------------------- readme
 
 
-def _readme(report: _Report, folder: str) -> str:
-    """Return the results block: per task the first table and the figure of seen tasks, links under `folder`."""
-    lines = []
+def _shown(report: _Report, out: Path) -> Shown:
+    sections, lines = {}, {}
     for task in report.selection.tasks:
-        lines += [f"### {task.blocks[-1].task.title}", "", grid(report.tables[task.name][0]), ""]
-        lines += [note for note in _notes(report.tables[task.name][0])]
+        title, first = task.blocks[-1].task.title, report.tables[task.name][0]
+        parts = [f"### {title}", "", grid(first), "", *_notes(first)]
         for block in task.blocks:
-            first = report.plots[block.stem][0]
-            lines += [f"![{first.caption}]({folder}/figures/{block.stem}-{first.name}.png)", ""]
-        lines += [f"Definitions, costs and devices: [{task.name}]({folder}/tables/{task.name}.md).", ""]
-    return "\n".join(lines)
+            plot = report.plots[block.stem][0]
+            parts += [f"![{plot.caption}]({out.name}/figures/{block.stem}-{plot.name}.png)", ""]
+        parts += [f"Definitions, costs and devices: [{task.name}]({out.name}/tables/{task.name}.md).", ""]
+        sections[task.name] = "\n".join(parts)
+        labels = dict.fromkeys(group.label for block in task.blocks for group in block.groups)
+        lines[task.name] = f"- {title}: [{', '.join(labels)}]({out.name}/tables/{task.name}.md)"
+    return Shown(out, sections, lines, report.comparisons)
 
 
 def _notes(table: TextTable) -> list[str]:
     text = to_markdown(table).split("\n\n")[2] if table.notes else ""
     return [text, ""] if text else []
-
-
-def _relinked(text: str, readme: Path, out: Path) -> str:
-    """Return the block with its links made relative to the README's own folder."""
-    relative = Path(os.path.relpath(out.resolve(), readme.resolve().parent)).as_posix()
-    return "\n" + text.replace(f"]({out.name}/", f"]({relative}/")
-
-
-def _block_of(readme: Path) -> tuple[str, str, str]:
-    """Return what stands before, between and after the markers. Raises UserError when they are not there, once each."""
-    try:
-        text = readme.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{readme}: cannot be read ({error})") from None
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise UserError(f"{readme}: needs one line '{BEGIN}' and after it one line '{END}'")
-    before, rest = text.split(BEGIN)
-    between, after = rest.split(END)
-    return before + BEGIN, between, END + after

@@ -9,7 +9,7 @@ from clbench.report.measures import EMPTY, Unit, amount, exact, shown
 from clbench.report.published import POINT, WIDEST, Comparison, seeds_text
 from clbench.report.stats import Estimate
 from clbench.report.verdicts import CHANCE
-from clbench.report.writers import Section, TextTable, to_csv, to_latex, to_markdown
+from clbench.report.writers import Section, TextTable, to_console, to_csv, to_latex, to_markdown
 
 NAME = "reproduction"
 """Of the files."""
@@ -53,6 +53,11 @@ def texts(comparisons: Sequence[Comparison]) -> dict[str, str]:
         f"{NAME}.csv": csv_text(comparisons),
         f"{NAME}.tex": to_latex(made),
     }
+
+
+def console(comparisons: Sequence[Comparison]) -> str:
+    """Return the table as plain text, with what its columns mean."""
+    return "\n".join([to_console(table(comparisons)), *CAPTION[1:]])
 
 
 def _heading(item: Comparison) -> str:
