@@ -19,7 +19,7 @@ def register(commands: Commands) -> None:
         "import",
         "take in accuracy matrices of other tools, marked as imported and scored by our definitions",
         _import,
-        "clbench import acc_taw-2026-01-31-12-00.txt --task split_cifar100_task --baseline ewc",
+        "clbench import acc_taw-2026-01-31-12-00.txt --task split_cifar100_10x10 --baseline ewc",
     )
     parser.add_argument("file", nargs="+", type=Path, metavar="FILE", help="a run a file; Mammoth's: a run a line")
     parser.add_argument("--task", required=True, metavar="NAME", help="the protocol the runs followed: name or recipe")
