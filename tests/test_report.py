@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from fontTools.ttLib import TTFont
+from matplotlib.font_manager import FontProperties, findfont
 
 from clbench.errors import UserError
 from clbench.records import RunRecord
-from clbench.report import console, figures, measures, stats, tables, writers
+from clbench.report import console, figures, fonts, measures, stats, tables, writers
 from clbench.report.build import Built, build, check
 from clbench.report.front import pareto
 from clbench.report.readme import BEGIN, END, update
@@ -340,6 +342,18 @@ def test_links_of_a_readme_elsewhere_are_relative_to_it(made: tuple[Path, Built]
 
 
 # -------------------------------------------------------------------------------------------------------------- figures
+
+
+def test_the_fonts_of_figures_hold_what_captions_and_axes_say_and_little_else() -> None:
+    """The cut font has Latin letters and the signs of axes, and the widths of the whole one."""
+    assert fonts.family() == [fonts.CUT, fonts.WHOLE]
+    cut, whole = (TTFont(findfont(FontProperties(family=name))) for name in (fonts.CUT, fonts.WHOLE))
+    letters = cut.getBestCmap()
+    assert all(ord(sign) in letters for sign in "aZ09 ±→≤≥…é\N{MINUS SIGN}\N{MULTIPLICATION SIGN}")
+    assert 0x0416 not in letters  # a Cyrillic letter: from the whole font
+    assert not {"GSUB", "GPOS"} & set(cut.keys())
+    advance = {font: [font["hmtx"][font.getBestCmap()[ord(sign)]][0] for sign in "aZ±"] for font in (cut, whole)}
+    assert advance[cut] == advance[whole]
 
 
 def test_figures_come_out_the_same_twice(made: tuple[Path, Built], tmp_path: Path) -> None:

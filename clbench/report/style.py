@@ -23,19 +23,18 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import TextToPath
 
 from clbench.records import write_atomic
+from clbench.report.fonts import family
 
 COLUMN, PAGE = 3.4, 7.0
 DPI = 200
 _TYPE = 7.0
 LEGEND_TYPE = _TYPE - 0.5
 """Size of the names of baselines beside their marks, points."""
-_FAMILY = "DejaVu Sans"
 _LINE = 0.118
 """Height of one line of a legend, in."""
 
 # Any: the type of its keys differs between versions of matplotlib.
 _RC: Any = {
-    "font.family": _FAMILY,
     "font.size": _TYPE,
     "axes.labelsize": _TYPE,
     "axes.titlesize": _TYPE,
@@ -201,7 +200,7 @@ def _legend_columns(labels: Sequence[str], width: float) -> int:
 
 def text_width(text: str, size: float = LEGEND_TYPE) -> float:
     """Return how wide a text is, in, at a size in points."""
-    width, _, _ = _TO_PATH.get_text_width_height_descent(text, FontProperties(family=_FAMILY, size=size), ismath=False)
+    width, _, _ = _TO_PATH.get_text_width_height_descent(text, FontProperties(family=family(), size=size), ismath=False)
     return float(width) / 72
 
 
@@ -227,7 +226,7 @@ def render(plot: Plot) -> dict[str, bytes]:
     """Draw a plot and return it as "pdf", "png" and "svg", without dates: the same input gives the same bytes."""
     metadata = {"pdf": {"CreationDate": None, "ModDate": None}, "png": {"Software": None}, "svg": {"Date": None}}
     made = {}
-    with mpl.rc_context(_RC):
+    with mpl.rc_context({**_RC, "font.family": family()}):
         figure = plot.draw()
         for kind, dates in metadata.items():
             buffer = io.BytesIO()

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 _NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 _NUMBERS = ("d", "x", "y", "width", "height", "transform", "points", "viewBox")
-_FAMILY = re.compile(r"font-family:\s*'DejaVu Sans'\s*(?:;|$)")
+_FAMILY = re.compile(r"font-family:\s*'DejaVu Sans(?: Cut)?'(?:,\s*'DejaVu Sans')?\s*(?:;|$)")
 _LINK = "{http://www.w3.org/1999/xlink}href"
 
 
