@@ -299,7 +299,7 @@ def test_every_command_shows_an_example() -> None:
     assert len(EXAMPLES) >= 10
 
 
-LONG = ("reproduce", "data", "run", "compare")
+LONG = ("reproduce", "data", "run", "compare", "variance", "import")
 """They have tests of their own."""
 
 
@@ -320,6 +320,20 @@ def test_the_run_example_works_as_printed_and_then_the_compare_example(capsys: p
     code, out, err = call(line, capsys)
     assert code == 0, err
     assert "ewc - finetune" in out
+    (line,) = {line for line in EXAMPLES if line.startswith("variance")}
+    code, _, err = call(line, capsys)
+    assert code == 2
+    assert "clbench run --task digits_split --baseline ewc --set seeds.order=0 --set seeds.classes=0" in err
+
+
+def test_the_import_example_works_on_a_file_of_that_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ten tasks, as the protocol has: 0.9 on the diagonal, 0.8 below it."""
+    (line,) = {line for line in EXAMPLES if line.startswith("import")}
+    rows = (["0.8"] * task + ["0.9"] + ["0.0"] * (9 - task) for task in range(10))
+    Path(line.split()[1]).write_text("".join("\t".join(row) + "\n" for row in rows))
+    code, out, err = call(line, capsys)
+    assert code == 0, err
+    assert "ewc" in out
 
 
 @pytest.mark.data

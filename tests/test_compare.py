@@ -181,7 +181,7 @@ def test_files_are_written_the_same_every_time(runs: Path, tmp_path: Path) -> No
 
 def test_latex_prints_signs_and_intervals(runs: Path) -> None:
     found = compare(runs, "ewc", ["mine"], metrics=["average_accuracy"])
-    assert "$-$10.33 [$-$19.06, $-$1.61]" in to_latex(table(found, found.blocks[0]))
+    assert "$-$10.33 {[}$-$19.06, $-$1.61]" in to_latex(table(found, found.blocks[0]))
 
 
 @pytest.mark.parametrize(

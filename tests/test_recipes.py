@@ -434,7 +434,7 @@ def test_another_kind_of_net_starts_from_its_own_defaults() -> None:
         ({"train.lrr": 1}, "--set: unknown key 'train.lrr'. Did you mean 'lr'? Known here: batch_size, "),
         ({"model.hidden": []}, "--set: 'model.hidden': list should have at least 1 item"),
         ({"model.kind": "mpl"}, f"--set: 'model.kind': 'mpl' is none of {KINDS}. Did you mean 'mlp'?"),
-        ({"stream.pad": 2}, "--set stream.pad: only train.<key>, model.<key> or a setting of the strategy"),
+        ({"stream.pad": 2}, "--set stream.pad: only train.<key>, model.<key>, seeds.<source> or a setting"),
     ],
 )
 def test_a_wrong_override_is_told_as_the_command_lines(overrides: dict[str, Any], line: str) -> None:

@@ -136,7 +136,7 @@ def test_a_mistake_in_a_recipes_grid_names_file_key_and_the_right_one(written: s
         (["lam=1,strong"], "--grid: baseline 'ewc' on task 'digits_split@first-2': setting 'lam':"),
         (["train.lrr=1"], "--grid: unknown key 'train.lrr'. Did you mean 'lr'?"),
         (["train.lr=0.1,-1"], "--grid: 'train.lr': should be greater than 0 (got -1)"),
-        (["stream.pad=1,2"], "--grid: stream.pad: only train.<key>, model.<key> or a setting"),
+        (["stream.pad=1,2"], "--grid: stream.pad: only train.<key>, model.<key>, seeds.<source> or a setting"),
     ],
 )
 def test_a_mistake_in_a_grid_that_is_spoken_is_told_as_one_of_the_grid(grid: list[str], says: str) -> None:

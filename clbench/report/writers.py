@@ -203,7 +203,7 @@ def _rows(table: TextTable) -> list[tuple[str, ...]]:
 def tex(text: str) -> str:
     """Return text that LaTeX prints as it stands: specials escaped, a minus sign before a number."""
     escaped = "".join(_TEX.get(letter, letter) for letter in text)
-    return re.sub(r"(?<![\w.}-])-(?=\d)", r"$-$", escaped)
+    return re.sub(r"(?:(?<![\w.}-])|(?<=\{\[\}))-(?=\d)", r"$-$", escaped)
 
 
 def _tex_row(cells: Iterable[str]) -> str:
