@@ -224,9 +224,14 @@ def _search(start: Experiment, stream: Stream, to: str, budget: str, wanted: flo
 def _nearest(cost: Callable[[int], int | None], begin: int, wanted: float) -> int:
     """Return the whole number, 1 or more, at which a cost that does not fall is nearest to what is wanted."""
     low, high = 0, begin
+
+    def is_over(size: int) -> bool:
+        """Whether a size above `low` costs too much, or is too large to be one: no method, and one below it."""
+        value = cost(size)
+        return low > 0 and cost(low) is not None if value is None else value >= wanted
+
     for _ in range(_MOST_DOUBLINGS):
-        value = cost(high)
-        if value is not None and value >= wanted:
+        if is_over(high):
             break
         low, high = high, 2 * high
     step = 0
@@ -234,8 +239,7 @@ def _nearest(cost: Callable[[int], int | None], begin: int, wanted: float) -> in
         step += 1
         # A straight line is nearly right, and halving makes sure of it.
         middle = (low + high) // 2 if step % 4 == 0 else _between(low, high, cost, wanted)
-        value = cost(middle)
-        low, high = (low, middle) if value is not None and value >= wanted else (middle, high)
+        low, high = (low, middle) if is_over(middle) else (middle, high)
     seen = {size: value for size in (low, high) if size > 0 and (value := cost(size)) is not None}
     if not seen:
         raise UserError("no size will do: the method cannot be built with any that was tried")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import tempfile
@@ -316,13 +317,15 @@ def _work(job: Job, out: Path, options: dict[str, Any], log: Path, pipe: Connect
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     watch, lock = Watch(), threading.Lock()
 
-    def tell(*message: Any) -> None:
+    def tell(*message: Any, patient: bool = True) -> None:
         # A pipe takes one writer at a time; a parent that is gone hears nothing.
         with lock, contextlib.suppress(OSError):
-            pipe.send(message)
+            if patient or has_room(pipe):
+                pipe.send(message)
 
     try:
-        with Reporter(watch, lambda beat: tell("beat", beat)):
+        # A parent that is held up (a terminal that was stopped) must not hold up runs: what it cannot take is dropped.
+        with Reporter(watch, lambda beat: tell("beat", beat, patient=False)):
             record = _run(job, out, options, watch, tell)
         tell("end", record.status, record.error)
     except KeyboardInterrupt:
@@ -332,6 +335,13 @@ def _work(job: Job, out: Path, options: dict[str, Any], log: Path, pipe: Connect
         device = choose_device(options["device"]).type
         failed_record(job.experiment, job.seed, device, options["threads"], said).save(out)
         tell("end", "failed", said)
+
+
+def has_room(pipe: Connection) -> bool:
+    """Whether a message of up to 4 KiB can be sent without waiting for a reader. Raises OSError of a closed pipe."""
+    poll = select.poll()
+    poll.register(pipe.fileno(), select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 def _run(job: Job, out: Path, options: dict[str, Any], watch: Watch, tell: Callable[..., None]) -> records.RunRecord:

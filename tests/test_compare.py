@@ -12,6 +12,7 @@ import pytest
 
 from clbench import cli
 from clbench.errors import UserError
+from clbench.record_parts import Imported
 from clbench.report.compare import Compared, compare
 from clbench.report.compare_table import CSV, console, table, write
 from clbench.report.measures import difference
@@ -136,6 +137,21 @@ def test_runs_on_other_data_or_threads_are_no_partners(runs: Path) -> None:
     found = compare(runs, "mine", ["si", "ewc"], metrics=["average_accuracy"])
     assert {line.pairing.second.label for line in found.lines} == {"ewc"}
     assert len(found.problems) == 1
+
+
+def test_results_of_other_tools_are_not_paired_not_even_with_each_other(runs: Path) -> None:
+    """Their seeds are numbers that whoever imported them gave: the same number says nothing."""
+    told = Imported(tool="FACIL", file="acc.txt", sha256="0" * 64, scale="fraction")
+    for label in ("ewc", "lwf", "si"):
+        for seed, accuracy in enumerate(MINE):
+            record = make_record("toy", label, seed, acc=[[accuracy]], baseline_hash="elsewhere")
+            elsewhere = record.environment.model_copy(update={"device": "unknown"})
+            record.model_copy(update={"imported": told, "environment": elsewhere}).save(runs)
+    for first, other in (("lwf", "si"), ("mine", "lwf"), ("mine", "ewc (FACIL)")):
+        with pytest.raises(UserError, match="was imported from another tool: its runs share no seed"):
+            compare(runs, first, [other])
+    (line,) = compare(runs, "mine", ["ewc"], metrics=["average_accuracy"]).lines
+    assert line.found.mean == pytest.approx(0.31 / 3)
 
 
 def test_peaks_of_different_meters_are_not_compared(runs: Path) -> None:

@@ -73,6 +73,8 @@ def test_methods_that_grow_as_they_need_say_so() -> None:
         (lambda k: 100 + k, 3.0, 1),  # not below the least
         (lambda k: k if k >= 30 else None, 20.0, 30),  # nothing below 30
         (lambda k: k if k >= 30 else None, 45.0, 45),
+        (lambda k: k if k <= 5000 else None, 9000.0, 5000),  # nothing above 5000
+        (lambda k: k if k <= 5000 else None, 4500.0, 4500),
     ],
 )
 @pytest.mark.parametrize("begin", [1, 17, 4000])

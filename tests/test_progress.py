@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from pathlib import Path
 
@@ -26,6 +27,19 @@ def three(clock: Clock, workers: int = 1) -> Progress:
     """Two runs of one kind and one of another, of the same task."""
     kinds = {0: ("ewc s0", ("ewc", "task")), 1: ("ewc s1", ("ewc", "task")), 2: ("er s0", ("er", "task"))}
     return Progress(dict(kinds), workers, clock)
+
+
+def test_what_the_parent_cannot_take_is_dropped_and_holds_up_no_run() -> None:
+    """A pipe of 64 KiB fills up when nobody reads; the next message would wait, perhaps for ever."""
+    mine, theirs = multiprocessing.Pipe(duplex=False)
+    sent = 0
+    while sweep.has_room(theirs) and sent < 1000:
+        theirs.send_bytes(b"x" * 2000)
+        sent += 1
+    assert 0 < sent < 1000
+    while mine.poll():
+        mine.recv_bytes()
+    assert sweep.has_room(theirs)
 
 
 def test_nothing_is_estimated_from_nothing() -> None:

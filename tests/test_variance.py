@@ -15,6 +15,7 @@ from scipy import stats
 from clbench import cli
 from clbench.errors import UserError
 from clbench.recipes import load_baseline, load_task, resolve
+from clbench.record_parts import Imported
 from clbench.records import RunRecord
 from clbench.report.stats import deviation_interval
 from clbench.report.variance import components, table
@@ -158,7 +159,48 @@ def test_components_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     rows = table(found).sections[0].rows
     assert [row[-1] for row in rows] == ["100", "25", "6", "0", "69"]
     assert rows[1][3] == "2.00 [1.04, 12.57]"
+    assert found.pin == 0
     code = cli.main(shlex.split(f"variance ewc --task toy --runs {tmp_path} --out {tmp_path / 'out'}"))
     assert code == 0
     assert "initialisation" in capsys.readouterr().out
     assert (tmp_path / "out" / "toy-variance-ewc.md").is_file()
+
+
+def test_what_two_sources_do_together_is_in_both_of_their_rows(tmp_path: Path) -> None:
+    """Accuracy 50 points plus a b, a = ±1 by the initialisation and b = ±1 by the order of data, each as often.
+
+    Every set but that of classes is two runs of 49 and two of 51: variance 4/3 points squared. No source has an effect
+    of its own, and the rest, 4/3 - 4/3 - 4/3, is minus what the two do together.
+    """
+    product = [0.51, 0.49, 0.49, 0.51]
+    save(tmp_path, "all", product)
+    save(tmp_path, "init", product, order=0, classes=0)
+    save(tmp_path, "order", product, init=0, classes=0)
+    save(tmp_path, "classes", [0.51] * 4, init=0, order=0)
+    assert components(tmp_path, "ewc", "toy").rest == pytest.approx(-4 / 3 * 0.01**2)
+
+
+def test_sets_of_different_pins_are_not_mixed(tmp_path: Path) -> None:
+    save(tmp_path, "all", [0.80, 0.84])
+    save(tmp_path, "init", [0.80, 0.82], order=0, classes=0)
+    save(tmp_path, "order", [0.80, 0.81], init=0, classes=0)
+    save(tmp_path, "classes", [0.80, 0.81, 0.82], init=3, order=3)
+    with pytest.raises(UserError) as caught:
+        components(tmp_path, "ewc", "toy")
+    assert caught.value.lines[1:] == (
+        "clbench run --task toy --baseline ewc --set seeds.init=0 --set seeds.order=0 --seeds 10",
+    )
+
+
+def test_results_of_another_tool_are_no_component(tmp_path: Path) -> None:
+    """They have no settings, as fine-tuning has none, and there are more of them."""
+    save(tmp_path, "all", [0.80, 0.84, 0.88])
+    save(tmp_path, "init", [0.80, 0.82], order=0, classes=0)
+    save(tmp_path, "order", [0.80, 0.81], init=0, classes=0)
+    save(tmp_path, "classes", [0.80, 0.80], init=0, order=0)
+    told = Imported(tool="FACIL", file="acc.txt", sha256="0" * 64, scale="fraction")
+    for seed in range(5):
+        record = make_record("toy", "ewc", seed, acc=[[0.1 * seed]], label="ewc", baseline_hash="elsewhere")
+        elsewhere = record.environment.model_copy(update={"device": "unknown"})
+        record.model_copy(update={"imported": told, "environment": elsewhere}).save(tmp_path)
+    assert components(tmp_path, "ewc", "toy").found[0].value.n == 3

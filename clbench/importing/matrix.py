@@ -122,7 +122,8 @@ def to_matrix(table: Table, n_tasks: int, where: str, scale: str | None = None) 
         raise UserError(f"{where}:{table.init[0].line}: {len(table.init)} accuracies before training, not {n_tasks}")
     notes = list(table.notes)
     above = [full[i][j].value for i in range(n_tasks) for j in range(i + 1, n_tasks)]
-    # Tools allocate the whole matrix and fill in what they test: nobody gets nothing right on every task to come.
+    # Tools allocate the whole matrix and fill in what they test. Where nothing was right on any task to come, as with
+    # one head whose classes came one after the other, the accuracies were 0 indeed: unknown is then the safe reading.
     if above and all(value == 0 for value in above):
         notes.append("all entries above the diagonal are 0: taken as not measured")
         full = [[*row[: i + 1], *[Cell(math.nan, row[0].line)] * (n_tasks - i - 1)] for i, row in enumerate(full)]

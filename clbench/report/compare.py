@@ -2,12 +2,13 @@
 
 Every number is a difference, first less other. A difference comes with its interval, then with p, then with p as
 corrected for all comparisons of the same metric. `paired` has the statistics; this file has who is paired with whom.
+Results of other tools are paired with nothing: their seeds are numbers that whoever imported them gave.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -116,8 +117,9 @@ def compare(
     """
     wanted = chosen(metrics)
     first, others = _stem(first), [_stem(other) for other in others]
-    selection = select(runs, None if tasks is None else [_stem(task) for task in tasks])
-    _refuse(selection, first, others)
+    everything = select(runs, None if tasks is None else [_stem(task) for task in tasks])
+    selection = _own(everything)
+    _refuse(selection, first, others, {run.baseline.label for run in _finished(everything) if run.imported})
     pairings, problems = _pairings(selection, first, others, matched)
     both = [run for pairing in pairings for pair in pairing.pairs for run in pair]
     measures = wanted if metrics else chosen(None, both)
@@ -180,8 +182,28 @@ def _comparable(pairing: Pairing, measure: Measure) -> bool:
 # --------------------------------------------------------------------------------------------- who is paired with whom
 
 
-def _refuse(selection: Selection, first: str, others: Sequence[str]) -> None:
-    """Refuse a name that no record has, in a line each, and a method against itself."""
+def _own(selection: Selection) -> Selection:
+    """Return a selection without the results of other tools."""
+    tasks = []
+    for task in selection.tasks:
+        blocks = (replace(block, groups=tuple(g for g in block.groups if not g.imported)) for block in task.blocks)
+        tasks.append(replace(task, blocks=tuple(block for block in blocks if block.groups)))
+    return replace(selection, tasks=tuple(tasks))
+
+
+def _finished(selection: Selection) -> Iterable[RunRecord]:
+    return (run for task in selection.tasks for block in task.blocks for run in block.runs)
+
+
+def _refuse(selection: Selection, first: str, others: Sequence[str], imported: Set[str]) -> None:
+    """Refuse a name that no record has, in a line each, and a method against itself.
+
+    Args:
+        selection: without results of other tools.
+        first: as `compare` was given it.
+        others: likewise.
+        imported: labels of results of other tools.
+    """
     groups = [group for task in selection.tasks for block in task.blocks for group in block.groups]
     known = {name for group in groups for name in (group.label, group.baseline.label)}
     unfinished = {run.baseline.label for run in selection.unfinished}
@@ -189,8 +211,10 @@ def _refuse(selection: Selection, first: str, others: Sequence[str]) -> None:
     for name in dict.fromkeys((first, *others)):
         if any(_is(group, name) for group in groups):
             continue
-        if name in unfinished or name in names("baseline"):
-            lines.append(f"'{name}' has no finished run here; recorded are: {', '.join(sorted(known))}")
+        if name.partition(" (")[0] in imported:
+            lines.append(f"'{name}' was imported from another tool: its runs share no seed with any, and are no pairs")
+        elif name in unfinished or name in names("baseline"):
+            lines.append(f"'{name}' has no finished run here; recorded are: {', '.join(sorted(known)) or 'none'}")
         else:
             lines.append(f"{unknown('baseline', name, known)} (those that are recorded)")
     if not lines and first in others:

@@ -130,7 +130,7 @@ def _how(found: Compared, lines: Sequence[Line]) -> Iterable[str]:
         )
     else:
         yield "[95 %]: Student-t interval of the mean difference."
-    yield "A difference without an interval was the same in every pair."
+    yield "A difference without an interval was the same in every pair, or there is one pair."
     yield f"p: paired t-test, two-sided. p (Holm): corrected for {_family(found)}."
     if counts and counts[0] <= 5:
         yield (

@@ -76,7 +76,7 @@ def stability_plasticity(block: Block, looks: Mapping[str, Look]) -> Plot:
 
 def joint_reference(block: Block) -> Vector | None:
     """Return accuracy on task k of a model trained on tasks 0..k together, (T,), mean over runs; None without one."""
-    group = next((group for group in block.groups if group.label == "joint"), None)
+    group = next((group for group in block.groups if group.key == "joint"), None)
     return None if group is None else np.mean([np.diag(run.matrix) for run in group.runs], axis=0)
 
 

@@ -71,14 +71,15 @@ def _caption(found: Ranking, everything: dict[str, dict[str, float]]) -> str:
     )
     if found.differs:
         text += (
-            f"Baselines that a bar joins do not differ by Nemenyi's test at {ALPHA}: their average ranks lie closer "
-            f"than the critical difference CD = {found.difference:.2f} (Demsar 2006)."
+            f"Baselines that a bar joins are not told apart by Nemenyi's test at {ALPHA}: their average ranks lie "
+            f"closer than the critical difference CD = {found.difference:.2f} (Demsar 2006)."
         )
     else:
         text += f"At {ALPHA} it finds no difference, so that one bar joins all of them (Demsar 2006)."
+    text += " Bounds and results of other tools are not ranked"
     if out or absent:
-        text += " Bounds, results of other tools, and what not all of these streams have, are left out"
-        text += f": {', '.join([*out, *absent])}." if out or absent else "."
+        text += f", nor is what not all of these streams or baselines have: {', '.join([*out, *absent])}"
+    text += "."
     return text
 
 

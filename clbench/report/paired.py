@@ -9,7 +9,8 @@ p            of the paired t-test, two-sided; and of the exact sign-flip test (F
              differences, and can never go below 2^(1 - n): 0.25 for 3 seeds, 0.0625 for 5.
 No spread    differences that are the same for every seed have no t: s = 0 would say p = 0 of three seeds. Of counts and
              bytes the difference is then exact and there is nothing to test. Of anything that chance moves, the
-             sign-flip test still holds, and is used.
+             sign-flip test still holds, and is used: where there is no difference at all, p is 1, and counts in
+             its family like any other, so that no family shrinks by what was found.
 Family       Holm 1979: of m tests, the k-th smallest p times m - k + 1, made non-decreasing, capped at 1. The chance of
              any false difference among m is then at most 5 %, whatever depends on what.
 Detectable   the smallest true difference that n pairs find at 5 % with a chance of 80 %, were its standard deviation
@@ -61,7 +62,7 @@ class Paired:
     """Ends of the 95 % interval; None of one pair, and where all differences are the same."""
     high: float | None
     p: float | None
-    """Two-sided, of the test named; None of one pair, and of equal or exact values."""
+    """Two-sided, of the test named; None of one pair, and of exact values."""
     test: Literal["t", "sign-flip", "none"]
     p_sign_flip: float | None
     """Of the exact sign-flip test; None of one pair, of exact values, and of more than 16 pairs."""
@@ -102,10 +103,9 @@ def paired(
         return Paired(1, found.mean, None, None, None, None, "none", None, None)
     size = max(abs(value) for value in (*first, *second))
     if max(differences) - min(differences) <= _ROUNDING * size:
-        none = not by_chance or abs(found.mean) <= _ROUNDING * size
-        p = None if none else least_sign_flip(n)
         mean = 0.0 if abs(found.mean) <= _ROUNDING * size else found.mean
-        return Paired(n, mean, 0.0, None, None, p, "none" if none else "sign-flip", p, None)
+        p = None if not by_chance else least_sign_flip(n) if mean else 1.0
+        return Paired(n, mean, 0.0, None, None, p, "none" if p is None else "sign-flip", p, None)
     assert found.std is not None
     half = t_quantile(n - 1) * found.std / math.sqrt(n)
     low, high = bca(differences) if interval == "bca" else (found.mean - half, found.mean + half)

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -68,7 +69,7 @@ def script(choice: Mapping[str, Sequence[str]], runs: Path, out: Path) -> str:
     return _SCRIPT.format(
         name=SCRIPT,
         records=RECORDS,
-        command=" ".join(["clbench report --runs", where, "--out .", *words]),
+        command="clbench report " + shlex.join(["--runs", where, "--out", ".", *words]),
         runs=json.dumps(where),
         choice=json.dumps(choice, ensure_ascii=False),
         versions=_VERSIONS + json.dumps(versions()),

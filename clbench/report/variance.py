@@ -5,8 +5,10 @@ Design     one source of chance at a time. For each source, runs of several seed
            none pinned.
 Estimate   the sample variance of each set of runs, s^2. Of a set with two sources pinned it is the variance that the
            third one makes at what the others are pinned to: its own effect, and what it does together with them there.
-           With effects that add up, the three make the whole; what is left of the whole is what sources do together,
-           as an average over what the others are, and the error of four estimates. It may be below 0.
+Rest       the whole less the three. In parts that do not overlap, V = sum V_i + sum V_ij + V_123; mean over pins, the
+           set of source i has V_i, its two V_ij and V_123. The three sum to V + sum V_ij + 2 V_123: where effects add
+           up, the rest is 0; where sources act together, it is below 0 by that much, since each of their sets has it.
+           What else it is, and all that lies above 0, is the choice of pins and the error of four estimates.
 Interval   of a deviation, 95 %, by the chi-squared distribution: for normal values. A deviation of few seeds is known
            badly (5 seeds: from 0.60 to 2.87 times), so that sources whose intervals overlap are not told apart.
 """
@@ -52,13 +54,14 @@ class Components:
     block: Block
     label: str
     measure: Measure
-    pins: dict[str, int]
+    pin: int
+    """The seed that sources are pinned to."""
     found: tuple[Component, ...]
     """All sources first."""
 
     @property
     def rest(self) -> float:
-        """What the sources do not make one by one: the whole variance less their sum."""
+        """The whole variance less the sum of the sources': below 0 where they act together, see above."""
         whole, *others = (component.value.std or 0.0 for component in self.found)
         return whole**2 - sum(std**2 for std in others)
 
@@ -81,34 +84,35 @@ def components(runs: Path, baseline: str, task: str, metric: str = "average_accu
     selection = select(runs, [task], [baseline])
     best: list[str] = []
     for block in selection.tasks[0].blocks:
-        sets = {kind: _chosen(block, baseline, kind) for kind in (None, *SOURCES)}
-        missing = [_command(task, baseline, kind) for kind, group in sets.items() if group is None]
-        if not missing:
-            found = [_component(kind, group, MEASURES[metric]) for kind, group in sets.items() if group is not None]
-            pins = _pins(sets["init"]) | _pins(sets["order"])
-            return Components(block, baseline, MEASURES[metric], pins, tuple(found))
-        best = missing if not best or len(missing) < len(best) else best
+        # All sets at one pin: what a source does depends on what the others are.
+        for pin in sorted({0, *(seed for group in block.groups for seed in _pins(group).values())}):
+            sets = {kind: _chosen(block, baseline, kind, pin) for kind in (None, *SOURCES)}
+            missing = [_command(task, baseline, kind, pin) for kind, group in sets.items() if group is None]
+            if not missing:
+                found = [_component(kind, group, MEASURES[metric]) for kind, group in sets.items() if group is not None]
+                return Components(block, baseline, MEASURES[metric], pin, tuple(found))
+            best = missing if not best or len(missing) < len(best) else best
     raise UserError(f"'{baseline}' on {task}: to tell sources of chance apart, also run:", *best)
 
 
-def _pins(group: Group | None) -> dict[str, int]:
-    departures = {} if group is None else group.baseline.departures
-    return {name.removeprefix("seeds."): seed for name, seed in departures.items() if name.startswith("seeds.")}
+def _pins(group: Group) -> dict[str, int]:
+    given = group.baseline.departures
+    return {name.removeprefix("seeds."): seed for name, seed in given.items() if name.startswith("seeds.")}
 
 
-def _chosen(block: Block, baseline: str, kind: Source | None) -> Group | None:
+def _chosen(block: Block, baseline: str, kind: Source | None, pin: int) -> Group | None:
     """Return the largest group of two or more runs in which just this source differs, and nothing else is changed."""
-    pinned = set() if kind is None else {source for source in SOURCES if source != kind}
-    plain = next((group for group in block.groups if group.baseline.label == baseline), None)
+    pins = {} if kind is None else {source: pin for source in SOURCES if source != kind}
+    own = [group for group in block.groups if not group.imported]
+    plain = next((group for group in own if group.baseline.label == baseline), None)
     if plain is None:
         return None
     mine = [
         group
-        for group in block.groups
+        for group in own
         if group.baseline.name == baseline
         and group.baseline.settings == plain.baseline.settings
-        and set(_pins(group)) == pinned
-        and len(set(_pins(group).values())) < 2
+        and _pins(group) == pins
         and _own_departures(group) == _own_departures(plain)
         and len(group.runs) > 1
     ]
@@ -126,10 +130,10 @@ def _component(kind: Source | None, group: Group, measure: Measure) -> Component
     return Component(kind, group.runs, value)
 
 
-def _command(task: str, baseline: str, kind: Source | None) -> str:
+def _command(task: str, baseline: str, kind: Source | None, pin: int) -> str:
     """Return the command that makes the runs in which one source differs."""
     name = baseline if baseline in names("baseline") else f"./{baseline}.toml"
-    pins = "" if kind is None else "".join(f" --set seeds.{source}=0" for source in SOURCES if source != kind)
+    pins = "" if kind is None else "".join(f" --set seeds.{source}={pin}" for source in SOURCES if source != kind)
     return f"clbench run --task {task} --baseline {name}{pins} --seeds 10"
 
 
@@ -147,7 +151,7 @@ def table(found: Components) -> TextTable:
         ends = f"{_size(value.std, unit)} [{_size(low, unit)}, {_size(high, unit)}]"
         row = (WORDS[component.source], str(value.n), amount(value.mean, unit), ends, _share(value.std**2, whole))
         rows.append(row)
-    rows.append(("together, or error", EMPTY, EMPTY, EMPTY, _share(found.rest, whole)))
+    rows.append(("the whole less the three", EMPTY, EMPTY, EMPTY, _share(found.rest, whole)))
     info = found.block.task
     return TextTable(
         label=f"{found.block.stem}-variance-{found.label}",
@@ -169,12 +173,12 @@ def _share(variance: float, whole: float) -> str:
 
 def _caption(found: Components) -> Sequence[str]:
     info = found.block.task
-    pins = ", ".join(f"{WORDS[source]} {found.pins[source]}" for source in SOURCES)
     return (
         f"{info.title} ({info.name}), {SCENARIOS[info.scenario]}, {info.n_tasks} tasks: {found.label}.",
-        f"Sample standard deviation over runs in which one source of chance differs, others pinned (seeds: {pins}).",
+        f"Sample standard deviation over runs in which one source differs, the others pinned to seed {found.pin}.",
         "[95 %]: chi-squared interval, for normal values. Variance: share of that over runs with none pinned.",
-        "together, or error: what is left of it; what sources do together, and the error of the estimates.",
+        "The whole less the three: 0 where effects add up; on average below 0 by what sources do together, which each "
+        "of their rows has; the rest of it is the choice of pins and the error of the estimates.",
         f"Seeds {'; '.join(f'{WORDS[one.source]}: {seeds(one.runs)}' for one in found.found)}.",
         f"{found.measure.definition}.",
         f"Device: {found.block.where}.",

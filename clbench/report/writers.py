@@ -202,8 +202,8 @@ def _rows(table: TextTable) -> list[tuple[str, ...]]:
 
 def tex(text: str) -> str:
     """Return text that LaTeX prints as it stands: specials escaped, a minus sign before a number."""
-    escaped = "".join(_TEX.get(letter, letter) for letter in text)
-    return re.sub(r"(?:(?<![\w.}-])|(?<=\{\[\}))-(?=\d)", r"$-$", escaped)
+    signed = re.sub(r"(?<![\w.}-])-(?=\d)", "\N{MINUS SIGN}", text)
+    return "".join(_TEX.get(letter, letter) for letter in signed)
 
 
 def _tex_row(cells: Iterable[str]) -> str:
