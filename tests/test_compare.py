@@ -145,7 +145,7 @@ def test_results_of_other_tools_are_not_paired_not_even_with_each_other(runs: Pa
     for label in ("ewc", "lwf", "si"):
         for seed, accuracy in enumerate(MINE):
             record = make_record("toy", label, seed, acc=[[accuracy]], baseline_hash="elsewhere")
-            elsewhere = record.environment.model_copy(update={"device": "unknown"})
+            elsewhere = record.environment.model_copy(update={"device": "unknown", "device_name": ""})
             record.model_copy(update={"imported": told, "environment": elsewhere}).save(runs)
     for first, other in (("lwf", "si"), ("mine", "lwf"), ("mine", "ewc (FACIL)")):
         with pytest.raises(UserError, match="was imported from another tool: its runs share no seed"):

@@ -17,6 +17,7 @@ from clbench.report import choice, measures, provenance, tables
 from clbench.report.build import build, check
 from clbench.report.choice import Choice, restyled, styled
 from clbench.report.rebuild import rebuild
+from clbench.report.figures_plasticity import joint_reference
 from clbench.report.select import Selection, select
 from clbench.report.style import looks
 from record_factory import make_record
@@ -252,3 +253,11 @@ def test_the_list_of_records_has_what_is_reported_and_nothing_else(folder: Path)
         ["sha256sum", folder.parent / "runs" / row["record"]], capture_output=True, text=True, check=True
     )
     assert done.stdout.split()[0] == row["sha256"]
+
+
+def test_a_new_name_of_joint_training_leaves_it_the_reference_of_intransigence(tmp_path: Path) -> None:
+    for baseline in ("joint", "er"):
+        make_record("toy_3", baseline).save(tmp_path / "runs")
+    block = shown(tmp_path / "runs", '[baseline.joint]\nname = "Upper bound"\n').tasks[0].blocks[0]
+    assert "Upper bound" in [group.label for group in block.groups]
+    assert joint_reference(block) is not None

@@ -201,6 +201,6 @@ def test_results_of_another_tool_are_no_component(tmp_path: Path) -> None:
     told = Imported(tool="FACIL", file="acc.txt", sha256="0" * 64, scale="fraction")
     for seed in range(5):
         record = make_record("toy", "ewc", seed, acc=[[0.1 * seed]], label="ewc", baseline_hash="elsewhere")
-        elsewhere = record.environment.model_copy(update={"device": "unknown"})
+        elsewhere = record.environment.model_copy(update={"device": "unknown", "device_name": ""})
         record.model_copy(update={"imported": told, "environment": elsewhere}).save(tmp_path)
     assert components(tmp_path, "ewc", "toy").found[0].value.n == 3
