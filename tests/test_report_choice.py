@@ -16,8 +16,8 @@ from clbench.errors import UserError
 from clbench.report import choice, measures, provenance, tables
 from clbench.report.build import build, check
 from clbench.report.choice import Choice, restyled, styled
-from clbench.report.rebuild import rebuild
 from clbench.report.figures_plasticity import joint_reference
+from clbench.report.rebuild import rebuild
 from clbench.report.select import Selection, select
 from clbench.report.style import looks
 from record_factory import make_record

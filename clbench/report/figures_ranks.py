@@ -76,10 +76,12 @@ def _caption(found: Ranking, everything: dict[str, dict[str, float]]) -> str:
         )
     else:
         text += f"At {ALPHA} it finds no difference, so that one bar joins all of them (Demsar 2006)."
-    text += " Bounds and results of other tools are not ranked"
-    if out or absent:
-        text += f", nor is what not all of these streams or baselines have: {', '.join([*out, *absent])}"
-    text += "."
+    text += " The tests take streams for independent, which several of one data set are not. Bounds and results of"
+    text += " other tools are not ranked."
+    if out:
+        text += f" Baselines without a run on all of these streams are left out: {', '.join(out)}."
+    if absent:
+        text += f" Streams that not all of these baselines ran on are left out: {', '.join(absent)}."
     return text
 
 
