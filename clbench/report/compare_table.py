@@ -131,7 +131,7 @@ def _how(found: Compared, lines: Sequence[Line]) -> Iterable[str]:
     else:
         yield "[95 %]: Student-t interval of the mean difference."
     yield "A difference without an interval was the same in every pair, or there is one pair."
-    yield f"p: paired t-test, two-sided. p (Holm): corrected for {_family(found)}."
+    yield f"p: paired t-test, two-sided. p (Holm): corrected for {_family(found)}; intervals are not."
     if counts and counts[0] <= 5:
         yield (
             f"With {counts[0]} seeds an exact sign-flip test cannot go below {least_sign_flip(counts[0]):g}: a smaller "
