@@ -6,21 +6,19 @@ Gradients are no state: they are zeroed at every step.
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.data import ConcatDataset, Subset
 
+from clbench.randomness import kept_randomness
 from clbench.records import Footprint
 from clbench.tensors import (
     Region,
@@ -276,22 +274,8 @@ def _bytes_per_sample(leaf: Any, index: int) -> int:
     told = getattr(leaf, "bytes_per_sample", None)
     if isinstance(told, int):
         return told
-    with _kept_randomness():
+    with kept_randomness():
         item = leaf[index]
     parts = list(item) if isinstance(item, tuple | list) else [item]
     images = sum(len(part.tobytes()) for part in parts if hasattr(part, "getbands"))
     return unique_bytes(tensors_in(parts)) + images + 8 * _count_integers(parts)
-
-
-@contextmanager
-def _kept_randomness() -> Iterator[None]:
-    """Undo what the body draws: a data set's own transform may, and the run must not notice."""
-    python = random.getstate()
-    # NPY002 wants generators of one's own; here the global one is saved, because transforms of others draw from it.
-    numpy = np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002

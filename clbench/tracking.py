@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import importlib
 import os
-import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from clbench.errors import UserError, unknown
+from clbench.randomness import kept_randomness
 from clbench.records import RunRecord
 
 TRACKERS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
@@ -35,7 +32,7 @@ def check(names: Sequence[str]) -> None:
         if name not in TRACKERS:
             raise UserError(f"--track {name}: {unknown('tracker', name, TRACKERS)}")
         try:
-            with _kept_randomness():
+            with kept_randomness():
                 importlib.import_module(TRACKERS[name])
         except ImportError:
             raise UserError(f"--track {name}: the package is not here; try: pip install {name}") from None
@@ -71,12 +68,12 @@ def tracked(names: Sequence[str], folder: Path, title: str, settings: dict[str, 
         yield None
         return
     writers: list[tuple[Write, Callable[[], None]]] = []
-    with _kept_randomness():
+    with kept_randomness():
         folder.mkdir(parents=True, exist_ok=True)
         writers += [_OPEN[name](folder, title, settings) for name in names]
 
     def tell(record: RunRecord) -> None:
-        with _kept_randomness():
+        with kept_randomness():
             for write, _ in writers:
                 try:
                     write(numbers(record), len(record.acc))
@@ -87,7 +84,7 @@ def tracked(names: Sequence[str], folder: Path, title: str, settings: dict[str, 
     try:
         yield tell
     finally:
-        with _kept_randomness():
+        with kept_randomness():
             for _, close in writers:
                 close()
 
@@ -115,17 +112,3 @@ _OPEN: dict[str, Callable[[Path, str, dict[str, Any]], tuple[Write, Callable[[],
     "tensorboard": _tensorboard,
     "wandb": _wandb,
 }
-
-
-@contextmanager
-def _kept_randomness() -> Iterator[None]:
-    """Undo what the body draws from the global generators."""
-    python = random.getstate()
-    # NPY002 wants generators of one's own; here the global one is saved, because packages of others draw from it.
-    numpy = np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002

@@ -31,9 +31,10 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": set(),
     "nets": {"nets"},
     "tensors": set(),
+    "randomness": set(),
     "budgets": {"records"},
     "sharing": {"records", "tensors"},
-    "footprint": {"records", "tensors"},
+    "footprint": {"randomness", "records", "tensors"},
     "flops": {"record_parts"},
     "books": PLAIN
     | {
@@ -45,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "environment": {"", "errors", "records"},
     "process": {"checkpoint", "seeds"},
     "progress": set(),
-    "tracking": {"errors", "records"},
+    "tracking": {"errors", "randomness", "records"},
     "data_content": {"errors"},
     "data_sources": {"errors", "data_content"},
     "data": {"errors", "data_content", "data_sources", "records"},
@@ -97,8 +98,8 @@ ALLOWED: dict[str, set[str]] = {
 OUTSIDE: dict[str, set[str]] = {
     "torch": {
         "books", "checkpoint", "data", "data_content", "data_sources", "doctor", "environment", "flops", "footprint",
-        "lab", "loading", "matching", "memory", "nets", "preflight", "process", "runner", "sharing", "strategies",
-        "streams", "sweep", "tensors", "tracking", "views",
+        "lab", "loading", "matching", "memory", "nets", "preflight", "process", "randomness", "runner", "sharing",
+        "strategies", "streams", "sweep", "tensors", "tracking", "views",
     },
     "avalanche": {"loading", "runner", "strategies", "streams", "scaffold"},
 }  # fmt: skip
