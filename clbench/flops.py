@@ -43,6 +43,7 @@ def _is_composite(operation: Any) -> bool:
     return callable(name) and bool(torch._C._dispatch_has_kernel_for_dispatch_key(name(), key))
 
 
+# torch leaves the methods of its dispatch modes untyped: hence the ignored calls here and below.
 class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts operations while the context is open. A kernel that torch's formulas do not fit never stops a run.
 

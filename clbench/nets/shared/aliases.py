@@ -125,7 +125,7 @@ def has_address(tensor: Tensor) -> bool:
     try:
         storage = tensor.untyped_storage()
         return storage.device == tensor.device and storage.nbytes() > 0 and tensor.data_ptr() != 0
-    except (NotImplementedError, RuntimeError):
+    except (NotImplementedError, RuntimeError):  # opaque to torch itself, as in oneDNN's own layout
         return False
 
 
