@@ -22,7 +22,6 @@ the regulariser, whose cost grows with the generator, is measured on the first t
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -32,7 +31,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.tables import columns, options, table
-from benchmarks.timing import machine, seconds, take_turns
+from benchmarks.timing import finish, machine, seconds, take_turns
 from clbench.environment import choose_device
 from clbench.memory import Meter
 from clbench.nets import HeadedNet, MultiHead, ResNet32
@@ -283,11 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for (targets, tasks), of in peaked.items()
             for way, peak in of.items()
         )
-    about = {"machine": machine(device), "device": device.type, "torch": torch.__version__, "repeats": repeats}
-    spent = round(time.perf_counter() - began)
-    print(f"\n{spent} s in all")
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps({**about, "seconds": spent, "rows": rows}, indent=1) + "\n")
+    finish(chosen.json, device, repeats, began, rows)
 
 
 if __name__ == "__main__":

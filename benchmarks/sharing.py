@@ -26,7 +26,6 @@ share. What no implementation on top of PyTorch's kernels comes below is measure
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 import time
@@ -41,7 +40,7 @@ from torch import nn
 
 from benchmarks.loading import images
 from benchmarks.tables import options, table
-from benchmarks.timing import Seconds, machine, seconds, take_turns
+from benchmarks.timing import Seconds, finish, machine, seconds, take_turns
 from clbench.environment import choose_device
 from clbench.loading import Batch
 from clbench.nets.shared.linked import Link, LinkedConv2d, LinkedLinear
@@ -226,11 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             one = protocol(title, name, steps, device, Path(folder))
             found = time_masks(one, repeats, device)
             show(f"masked steps: {title}; {one.source}", found, 1, MASK_BAR, MASKED.__contains__)
-    about = {"machine": machine(device), "device": device.type, "torch": torch.__version__, "repeats": repeats}
-    spent = round(time.perf_counter() - began)
-    print(f"\n{spent} s in all")
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps({**about, "seconds": spent, "rows": rows}, indent=1) + "\n")
+    finish(chosen.json, device, repeats, began, rows)
 
 
 if __name__ == "__main__":

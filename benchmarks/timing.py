@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import statistics
 import time
@@ -65,3 +66,20 @@ def machine(device: torch.device) -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def finish(file: Path | None, device: torch.device, repeats: int, began: float, rows: list[dict[str, object]]) -> None:
+    """Say how long a benchmark took; write what every turn took to a file, if one is asked for.
+
+    Args:
+        file: None writes nothing.
+        device: of the benchmark.
+        repeats: turns.
+        began: `time.perf_counter()` at its start.
+        rows: part, side and figures of each side.
+    """
+    spent = round(time.perf_counter() - began)
+    print(f"\n{spent} s in all")
+    if file is not None:
+        about = {"machine": machine(device), "device": device.type, "torch": torch.__version__, "repeats": repeats}
+        file.write_text(json.dumps({**about, "seconds": spent, "rows": rows}, indent=1) + "\n")
