@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from clbench.report.drawn import ROOMS
+
 PACKAGE = Path(__file__).resolve().parent.parent / "clbench"
 
 PLAIN = {"errors", "published_row", "seeds", "spec", "specs"}
@@ -174,3 +176,20 @@ def test_reports_need_neither_torch_nor_avalanche(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'avalanche', 'torchvision'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_figures_are_keyed_by_all_the_code_that_the_report_may_import() -> None:
+    """Followed from import to import, packages' own files included; a file without code cannot change a figure."""
+    by_name = dict(modules())
+    todo, reached = [path for name, path in by_name.items() if name.split(".")[0] == "report"], set[Path]()
+    while todo:
+        path = todo.pop()
+        if path in reached:
+            continue
+        reached.add(path)
+        for name in imported(path):
+            if name.split(".")[0] == PACKAGE.name:
+                inner = name.partition(".")[2] or "__init__"
+                todo += [by_name[part] for part in (inner, inner.rpartition(".")[0]) if part in by_name]
+    keyed = {path for pattern in ROOMS for path in PACKAGE.glob(pattern)}
+    assert {path.relative_to(PACKAGE).as_posix() for path in reached - keyed} == set()

@@ -7,6 +7,7 @@
 - `out/tables/lab-growth.*`, `out/figures/lab-growth-*`: from `out/lab/growth-<device>.json`, where there is one
 - `out/figures/critical-difference.*`: average ranks, where enough baselines ran on enough streams
 - `out/figures/<task>-<figure>.pdf`, `.png`, `.csv`
+- `out/figures/drawn.csv`: what each figure was drawn from, so that it is drawn again only where that has changed
 - `out/report.html`: everything on one page
 - `out/rebuild.py`, `out/tables/records.csv`: the script that makes all this again, and the records it was made from
 - `out/style.toml`: a copy of the style file, where there is one
@@ -14,7 +15,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+import hashlib
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -23,6 +26,7 @@ from pathlib import Path
 from clbench.errors import UserError
 from clbench.records import load_all, write_atomic
 from clbench.report import (
+    drawn,
     figures,
     figures_lab,
     figures_ranks,
@@ -31,6 +35,7 @@ from clbench.report import (
     published,
     reproduction,
     sharing,
+    svg,
     tables,
 )
 from clbench.report.choice import ALL, Choice, load, restyled, styled
@@ -75,6 +80,8 @@ class _Report:
     """File name under `tables/` -> content."""
     plots: dict[str, tuple[Plot, ...]]
     """Stem of a block, of a record of the lab, or `reproduction.NAME`, `figures_ranks.NAME` -> its figures."""
+    inputs: dict[str, str]
+    """Owner of figures, as in `plots` -> digest of all that they are drawn from."""
     comparisons: tuple[Comparison, ...]
     problems: tuple[str, ...]
     title: str
@@ -98,9 +105,12 @@ def build(runs: Path, out: Path, choice: Choice = ALL, jobs: int = 1) -> Built:
     """
     report = _compose(runs, out, choice)
     remarks = report.selection.remarks
-    drawn = _draw(runs, out, choice, report.plots, jobs)
+    wanted = {plot.stem(stem): report.inputs[stem] for stem, plots in report.plots.items() for plot in plots}
+    made = _draw(runs, out, choice, report.plots, drawn.kept(out, wanted), jobs)
     try:
-        paths, drawings = _write(out, report.texts, report.plots, drawn)
+        paths, drawings = _write(out, report.texts, report.plots, made)
+        paths.append(out / "figures" / drawn.FILE)
+        write_atomic(paths[-1], drawn.table(wanted, made))
         page = page_html(
             report.selection, report.tables, report.plots, drawings, report.problems, remarks, report.title
         )
@@ -132,7 +142,7 @@ def build_reproduction(runs: Path, out: Path, rows: Sequence[Row]) -> tuple[list
     comparisons, mismatched = published.compare(records, rows)
     texts, plots = _reproduction(comparisons)
     try:
-        _write(out, texts, plots, {name: render(plot) for name, plot in _named(plots)})
+        _write(out, texts, plots, _rendered(_named(plots)))
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error})") from None
     return comparisons, [*damaged, *mismatched]
@@ -146,21 +156,46 @@ def _reproduction(comparisons: Sequence[Comparison]) -> tuple[dict[str, str], di
 
 
 def _draw(
-    runs: Path, out: Path, choice: Choice, plots: dict[str, tuple[Plot, ...]], jobs: int
+    runs: Path,
+    out: Path,
+    choice: Choice,
+    plots: dict[str, tuple[Plot, ...]],
+    kept: dict[str, dict[str, bytes]],
+    jobs: int,
 ) -> dict[str, dict[str, bytes]]:
     """Return every figure in every format, by the stem of its files; drawn by as many processes as is worth it."""
-    count = min(jobs, len(_named(plots)) // PER_PROCESS)
+    missing = [(name, plot) for name, plot in _named(plots) if name not in kept]
+    count = min(jobs, len(missing) // PER_PROCESS)
     if count < 2:
-        return {name: render(plot) for name, plot in _named(plots)}
-    shares = [(runs, out, choice, i, count) for i in range(count)]
+        return kept | _rendered(missing)
+    shares = [(runs, out, choice, {name for name, _ in missing[i::count]}) for i in range(count)]
     with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-        return {name: files for made in pool.map(_draw_share, shares) for name, files in made.items()}
+        return kept | {name: files for made in pool.map(_draw_share, shares) for name, files in made.items()}
 
 
-def _draw_share(share: tuple[Path, Path, Choice, int, int]) -> dict[str, dict[str, bytes]]:
-    """Draw every `count`-th figure from the i-th, in a process of its own: a plot cannot be sent there."""
-    runs, out, choice, i, count = share
-    return {name: render(plot) for name, plot in _named(_compose(runs, out, choice).plots)[i::count]}
+def _draw_share(share: tuple[Path, Path, Choice, set[str]]) -> dict[str, dict[str, bytes]]:
+    """Draw the figures of these names, in a process of its own: a plot cannot be sent there."""
+    runs, out, choice, names = share
+    return _rendered((name, plot) for name, plot in _named(_compose(runs, out, choice).plots) if name in names)
+
+
+def _rendered(named: Iterable[tuple[str, Plot]]) -> dict[str, dict[str, bytes]]:
+    """Draw figures; return their files by stem and kind, the SVG as it stands in the page."""
+    made = {}
+    # An axis is full of cycles: collecting garbage all the time takes a sixth of drawing, once a few figures nothing.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for i, (name, plot) in enumerate(named):
+            files = render(plot)
+            prefix = "f" + hashlib.sha256(name.encode()).hexdigest()[:7]
+            made[name] = {**files, "svg": svg.compact(files["svg"].decode(), prefix, plot.caption).encode()}
+            if i % PER_PROCESS == PER_PROCESS - 1:
+                gc.collect()
+    finally:
+        if collecting:
+            gc.enable()
+    return made
 
 
 def _named(plots: dict[str, tuple[Plot, ...]]) -> list[tuple[str, Plot]]:
@@ -168,7 +203,7 @@ def _named(plots: dict[str, tuple[Plot, ...]]) -> list[tuple[str, Plot]]:
 
 
 def _write(
-    out: Path, texts: dict[str, str], plots: dict[str, tuple[Plot, ...]], drawn: dict[str, dict[str, bytes]]
+    out: Path, texts: dict[str, str], plots: dict[str, tuple[Plot, ...]], made: dict[str, dict[str, bytes]]
 ) -> tuple[list[Path], dict[str, str]]:
     """Write tables and figures; return the paths, and the figures as SVG by the stem of their files."""
     paths, drawings = [], {}
@@ -176,7 +211,7 @@ def _write(
         write_atomic(out / "tables" / name, text)
         paths.append(out / "tables" / name)
     for name, plot in _named(plots):
-        files = {**drawn[name], "csv": to_csv(plot.header, plot.rows).encode()}
+        files = {**made[name], "csv": to_csv(plot.header, plot.rows).encode()}
         drawings[name] = files.pop("svg").decode()
         for kind, content in files.items():
             paths.append(out / "figures" / f"{name}.{kind}")
@@ -187,9 +222,9 @@ def _write(
 def check(runs: Path, out: Path, readme: Path | None = None, choice: Choice = ALL) -> list[str]:
     """Return one line for each file that no longer says what the records say: stale, missing or orphaned.
 
-    Tables are compared byte for byte. A figure is compared through the csv of what it draws: its pdf and png, and the
-    page, must be there, but their bytes also depend on the versions of the plotting library and its fonts. Nothing is
-    written.
+    Tables are compared byte for byte. A figure is compared through the csv of what it draws: its pdf and png must be
+    the files that were drawn, and the page must be there, but their bytes also depend on the versions of the plotting
+    library and its fonts. Nothing is written.
 
     Args:
         runs: folder of records.
@@ -199,7 +234,7 @@ def check(runs: Path, out: Path, readme: Path | None = None, choice: Choice = AL
     """
     report = _compose(runs, out, choice)
     texts = {f"tables/{name}": text for name, text in report.texts.items()}
-    present = {"report.html"}
+    present = {"report.html", f"figures/{drawn.FILE}"}
     for stem, plots in report.plots.items():
         for plot in plots:
             base = f"figures/{plot.stem(stem)}"
@@ -212,6 +247,7 @@ def check(runs: Path, out: Path, readme: Path | None = None, choice: Choice = AL
             lines.append(f"{path}: missing")
         elif name in texts and path.read_bytes() != texts[name].encode():
             lines.append(f"{path}: stale")
+    lines += drawn.altered(out)
     for name, text in sorted(report.beside.items()):
         path = out / name
         if not path.is_file():
@@ -256,25 +292,33 @@ def _compose(runs: Path, out: Path, choice: Choice) -> _Report:
     comparisons, mismatched = published.compare(finished, rows)
     groups = [group for block in _blocks(selection) for group in block.groups]
     found = restyled(looks([*selection.labels, *(group.key for group in groups)]), groups, style)
-    plots = {block.stem: tuple(figures.plots(block, found)) for block in _blocks(selection)}
+    plots, inputs = {}, {}
+    for block in _blocks(selection):
+        own = {group.label: found[group.label] for group in block.groups}
+        plots[block.stem], inputs[block.stem] = tuple(figures.plots(block, own)), drawn.inputs(block, own)
     if comparisons:
         made[reproduction.NAME] = (reproduction.table(comparisons),)
     compared, forests = _reproduction(comparisons)
     texts, plots = texts | compared, plots | forests
+    inputs[reproduction.NAME] = drawn.inputs(comparisons)
     ranks = figures_ranks.critical_difference_diagram(selection)
-    plots |= {figures_ranks.NAME: (ranks,)} if ranks else {}
+    if ranks:
+        plots[figures_ranks.NAME], inputs[figures_ranks.NAME] = (ranks,), drawn.inputs(selection)
     measured, damaged = lab.load_all(out / "lab")
     if measured:
         made[lab.NAME] = tuple(table for record in measured for table in lab.tables(record))
         texts |= lab.texts(measured)
         plots |= {lab.slug(record): tuple(figures_lab.plots(record)) for record in measured}
+        inputs |= {lab.slug(record): drawn.inputs(record) for record in measured}
     problems = (*selection.problems, *broken, *mismatched, *damaged)
     texts["README.md"] = _index(selection, made, plots, problems)
     texts[provenance.RECORDS] = provenance.records_csv([*finished, *selection.unfinished], runs)
     beside = {provenance.SCRIPT: provenance.script(choice.options(), runs, out)}
     if choice.style is not None:
         beside[provenance.STYLE] = choice.style.read_text(encoding="utf-8")
-    return _Report(selection, measures, made, texts, plots, tuple(comparisons), problems, style.title, beside)
+    return _Report(
+        selection, measures, made, texts, plots, inputs, tuple(comparisons), problems, style.title, beside
+    )
 
 
 def _blocks(selection: Selection) -> list[Block]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from itertools import count
 from pathlib import Path
 
 import jinja2
@@ -40,15 +39,13 @@ def page_html(
         selection: tasks and their blocks, in order.
         tables: task -> its tables; `reproduction.NAME` -> the comparison with papers, when there is one; the lab's.
         plots: stem of a block, or of a record of the lab -> its figures.
-        drawings: `<stem>-<figure>` -> SVG.
+        drawings: `<stem>-<figure>` -> SVG as `svg.compact` makes it, no two with the same ids.
         problems: one line for each run or file that is not in the tables.
         remarks: one line for each thing a reader has to know of the runs that are.
         title: of the page.
     """
-    prefixes = (f"f{i}" for i in count())
-
     def pictures(stem: str) -> list[dict[str, object]]:
-        return [_picture(plot, plot.stem(stem), drawings[plot.stem(stem)], next(prefixes)) for plot in plots[stem]]
+        return [_picture(plot, plot.stem(stem), drawings[plot.stem(stem)]) for plot in plots[stem]]
 
     def section(name: str, title: str, blocks: list[dict[str, object]]) -> dict[str, object]:
         return {"name": name, "title": title, "tables": tables.get(name, ()), "blocks": blocks}
@@ -92,8 +89,7 @@ def _heading(table: str, section: str) -> str:
     return short[:1].upper() + short[1:]
 
 
-def _picture(plot: Plot, name: str, drawing: str, prefix: str) -> dict[str, object]:
+def _picture(plot: Plot, name: str, drawing: str) -> dict[str, object]:
     """Return a figure for the template: its width is that of print, a little enlarged for a screen."""
     width = round(svg.size(drawing)[0] * PER_POINT)
-    inline = svg.compact(drawing, prefix, plot.caption)
-    return {"name": name, "caption": plot.caption, "drawing": inline, "width": width}
+    return {"name": name, "caption": plot.caption, "drawing": drawing, "width": width}
