@@ -300,7 +300,9 @@ def _compose(runs: Path, out: Path, choice: Choice) -> _Report:
         made[reproduction.NAME] = (reproduction.table(comparisons),)
     compared, forests = _reproduction(comparisons)
     texts, plots = texts | compared, plots | forests
-    inputs[reproduction.NAME] = drawn.inputs(comparisons)
+    # An experiment knows the folder of its recipe, which differs from place to place.
+    said = [(item.row.names, item.row.paper, item.device, item.ours, item.seconds) for item in comparisons]
+    inputs[reproduction.NAME] = drawn.inputs(said)
     ranks = figures_ranks.critical_difference_diagram(selection)
     if ranks:
         plots[figures_ranks.NAME], inputs[figures_ranks.NAME] = (ranks,), drawn.inputs(selection)
