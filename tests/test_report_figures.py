@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 
@@ -22,7 +23,7 @@ from clbench.report.figures_sharing import sharing_map
 from clbench.report.figures_trade import accuracy_against_bytes, accuracy_against_time
 from clbench.report.front import area_under_front
 from clbench.report.select import Block, select
-from clbench.report.style import Plot, looks, save, sheet
+from clbench.report.style import _RC, Plot, looks, save, sheet
 from record_factory import make_record
 
 
@@ -339,3 +340,17 @@ def test_names_at_the_ends_of_lines_do_not_touch() -> None:
     assert all(found[above] - found[below] > LINE - 1e-9 for below, above in pairwise(order))
     assert all(ends[below][1] <= ends[above][1] for below, above in pairwise(order))
     assert not math.isnan(sum(found.values()))
+
+
+def test_ticks_of_five_characters_push_no_label_out_of_the_figure(tmp_path: Path) -> None:
+    """From 82.5 to 100.0 in steps of 2.5: the label beside them once lost half of its letters."""
+    records = []
+    for baseline, last in (("finetune", 0.82), ("joint", 0.999)):
+        acc = [[0.999] * 3, [(0.999 + last) / 2] * 3, [last] * 3]
+        records += [make_record(baseline=baseline, seed=seed, acc=acc) for seed in (0, 1)]
+    drawn = named(block_of(tmp_path, records))
+    for name in ("seen", "accuracy-bytes", "accuracy-time"):
+        with mpl.rc_context(_RC):
+            figure = drawn[name].draw()
+            assert "100.0" in {text.get_text() for text in figure.axes[0].get_yticklabels()}
+            assert figure.get_tightbbox().x0 >= 0, name

@@ -32,6 +32,8 @@ LEGEND_TYPE = _TYPE - 0.5
 """Size of the names of baselines beside their marks, points."""
 _LINE = 0.118
 """Height of one line of a legend, in."""
+_SPARE = 0.06
+"""Of a figure's width, in: a legend as wide as its estimate comes out a little wider."""
 
 # Any: the type of its keys differs between versions of matplotlib.
 _RC: Any = {
@@ -123,7 +125,7 @@ def sheet(
     rows: int = 1,
     columns: int = 1,
     legend: Sequence[str] = (),
-    left: float = 0.45,
+    left: float = 0.5,
     right: float = 0.08,
     bottom: float = 0.36,
     top: float = 0.08,
@@ -195,7 +197,7 @@ def _legend_columns(labels: Sequence[str], width: float) -> int:
         beside = 3.9 * LEGEND_TYPE / 72
         return sum(beside + max(text_width(label) for label in labels[column::across]) for column in range(across))
 
-    return max((across for across in range(1, len(labels) + 1) if taken(across) <= width), default=1)
+    return max((across for across in range(1, len(labels) + 1) if taken(across) <= width - _SPARE), default=1)
 
 
 def text_width(text: str, size: float = LEGEND_TYPE) -> float:
