@@ -13,7 +13,9 @@ in brackets the smallest and the largest, and after the bar the ratio of the fas
                  hypernet. `one graph` is the sum over all tasks as it is written down, `ahead` looks a step ahead,
                  `a tenth` asks every task for a tenth of its chunks, `at once` makes several tasks' weights in one pass
     memory       what its targets take (`held`), and the most that a backward pass allocates above the level before it,
-                 gradients of the generator included; in target sizes, the bytes of the weights that are generated
+                 gradients of the generator included; in target sizes, the bytes of the weights that are generated. The
+                 bar is of one task at a time (`group = 1`); unless told so, strategies make as many tasks' weights at
+                 once as are 2^21 numbers, four of this net's, which is faster and takes more
 
 The generators make their weights in chunks. Of 1,000 weights, from two hidden layers, they are small; of 7,000, without
 a hidden layer, they are those of von Oswald et al. 2020 for this target. The others are larger than their target, and

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from benchmarks.timing import ratios, spread
 
+FEW = 5
+"""Fewer turns than these do not tell whether a bar is met: on a busy machine one is out by a half."""
 
 def options(name: str, text: str | None, turns: int) -> argparse.ArgumentParser:
     """Return the parser of a benchmark's options.
@@ -50,5 +52,7 @@ def table(
     for name, took in found.items():
         ratio = statistics.median(ratios(took, found[base]))
         verdict = f"{'met' if ratio <= bar else 'MISSED'} ({bar:.2f})" if judged(name) else ""
+        if verdict and len(took) < FEW:
+            verdict += f", too few turns to tell: {len(took)}"
         lines.append([name, f"{1e6 * statistics.median(took) / per:.0f}", spread(took, found[base], digits), verdict])
     return columns(lines)

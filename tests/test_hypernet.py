@@ -17,7 +17,7 @@ from clbench.footprint import footprint
 from clbench.loading import ResidentLoader
 from clbench.nets import HeadedNet, MultiHead, build_trunk
 from clbench.nets.growable import GrowLinear
-from clbench.nets.hypernet import HyperNet
+from clbench.nets.hypernet import Generator, HyperNet, Target
 from clbench.nets.hypernet.generators import Joint
 from clbench.seeds import derive
 from clbench.sharing import sharing
@@ -397,6 +397,60 @@ def test_sizes_are_found_for_a_compression_of_all_tasks(name: str, compression: 
     assert told.sizes != strategy(name).generation().sizes
     if "chunked" in name:
         assert told.sizes["task_conditioned"] == (name != "chunked")
+
+
+# --------------------------------------------------------------------------------------------------- a user's generator
+
+
+class Scales(Generator):
+    """One net for all tasks, and a factor of each of its tensors that the embedding makes."""
+
+    def __init__(self, target: Target, embedding_size: int, seed: int) -> None:
+        super().__init__(target, embedding_size)
+        torch.manual_seed(seed)
+        self.shared = nn.Parameter(0.1 * torch.randn(target.size))
+        self.head = nn.Linear(embedding_size, len(target.layers))
+        self.register_buffer("sizes", torch.tensor([layer.size for layer in target.layers]))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Return the weights (..., P)."""
+        sizes = cast(Tensor, self.sizes)
+        factors: Tensor = 1 + self.head(embedding)
+        return self.shared * factors.repeat_interleave(sizes, -1)
+
+
+class ScaledNet(Generating):
+    """The hypernetwork of a user who has a generator of his own."""
+
+    def new_generator(self, target: Target, setup: Setup, config: Any) -> Generator:
+        """Return it."""
+        return Scales(target, config.embedding, setup.seed)
+
+
+def own(tasks: int | None = None, **changes: Any) -> ScaledNet:
+    spec = budget(iterations=4, lr=0.01)
+    setup = Setup(new_net=new_net(), train=spec, device=CPU, seed=0, tasks=tasks)
+    return ScaledNet(setup=setup, config=ScaledNet.Config(**({"embedding": 3} | changes)))
+
+
+def test_a_generator_of_ones_own_is_one_hook_away() -> None:
+    """It trains, is held, and is counted: P and E + 1 for each of its tensors, E for each task."""
+    moved = []
+    for beta in (0.0, 0.5):
+        given = learn(own(beta=beta), 0)
+        before = generated(given, 0)
+        learn(given, 1)
+        moved.append(float((generated(given, 0) - before).norm()))
+    assert 0 < moved[1] < 0.5 * moved[0]
+    found = given.generation()
+    tensors = len(given.net.generator.target.layers)
+    assert found.generator_parameters == found.target_parameters + 4 * tensors + 3 * 2
+    assert found.sizes == {}
+
+
+def test_a_generator_of_ones_own_takes_no_compression() -> None:
+    with pytest.raises(UserError, match="strategy ScaledNet: its generator is its own, and finds no sizes"):
+        own(compression=0.5, tasks=2)
 
 
 # ------------------------------------------------------------------------------------------------------------- mistakes

@@ -333,6 +333,24 @@ def test_a_write_through_data_is_seen_after_invalidate_alone() -> None:
 
 
 @torch.no_grad()
+def test_a_write_into_weights_that_are_kept_does_not_stay() -> None:
+    """`weights` hands out what is kept; who writes into it writes into a draft."""
+    made, generator = counted()
+    before = made(images(), 0)
+    next(iter(made.weights(made.part(0)).values())).add_(1)
+    assert made(images(), 0).equal(before)
+    assert generator.calls == 2
+
+
+def test_weights_made_in_inference_mode_are_kept_too() -> None:
+    """They have no version to look at."""
+    made, generator = counted()
+    with torch.inference_mode():
+        assert made(images(), 0).equal(made(images(), 0))
+    assert generator.calls == 1
+
+
+@torch.no_grad()
 def test_other_tasks_and_copies_do_not_meet_what_was_kept() -> None:
     made, _ = counted()
     made(images(), 0)

@@ -252,7 +252,39 @@ def test_the_table_says_numbers_verdict_and_reasons() -> None:
     assert re.fullmatch(r"under-powered: \d+ seeds", verdict)
     assert seconds == "12.6"
     (note,) = reproduction.table([found]).notes
-    assert note == "[1] Table 1 (V-text); known differences: another optimiser; finding: a bug of theirs"
+    said, _, why = note.partition("; open: ")
+    assert said == "[1] Table 1 (V-text); known differences: another optimiser; finding: a bug of theirs"
+    assert why
+
+
+def test_a_row_without_a_verdict_says_how_many_seeds_are_missing() -> None:
+    """Two seeds are there; the verdict names how many it takes. A run takes 12.75 s."""
+    found = compared(row(**SPREAD), 0.70, 0.72)
+    seeds, missing = found.judgement.seeds, found.why_open and found.why_open.missing
+    assert seeds is not None
+    assert missing == seeds - 2
+    hours = f"{missing * 12.75 / 3600:.2g}"
+    said = f"open: {missing} more of our seeds, some {hours} hours on one core, would probably decide"
+    assert reproduction.open_text(found) == said
+
+
+def test_a_row_that_no_seeds_decide_says_what_its_source_leaves_open() -> None:
+    """One run of a source, taken to scatter as ours do, whose deviation is sqrt((.04^2 + .02^2 + .06^2) / 2) = .052915.
+
+    Our mean known for certain, 1.6449 of these are left, 8.70 points, on either side of -1: more than 1 point.
+    """
+    found = compared(row(), 0.70, 0.72, 0.80)
+    assert found.why_open is not None
+    assert found.why_open.theirs == pytest.approx(1.6449 * 0.052915, rel=1e-3)
+    assert reproduction.open_text(found) == (
+        "open: no number of our seeds decides; the source's 1 run (it says no number), were they to scatter as ours "
+        "do, alone leave its number uncertain by 8.70, beside a difference of 1.00 and a margin of 1.00"
+    )
+
+
+def test_a_row_with_a_verdict_is_not_open() -> None:
+    assert reproduction.open_text(compared(row(), 0.75, 0.751)) == ""
+    assert reproduction.open_text(compared(row(not_comparable="another net"), 0.7, 0.8)) == ""
 
 
 def test_a_margin_of_the_rows_own_is_explained_and_a_missing_n_shown() -> None:

@@ -20,7 +20,7 @@ from clbench.records import RunRecord
 from clbench.report.measures import EMPTY, MEASURES, Measure
 from clbench.report.select import conditions
 from clbench.report.stats import Estimate, estimate
-from clbench.report.verdicts import MOST, Judgement, Verdict, judge, resolution, seeds_to_decide
+from clbench.report.verdicts import MOST, Judgement, Verdict, judge, resolution, seeds_to_decide, theirs_alone
 from clbench.specs import BaselineSpec
 
 POINT = 0.01
@@ -181,6 +181,16 @@ def seeds_text(seeds: int) -> str:
 
 
 @dataclass(frozen=True)
+class Open:
+    """What stands between two numbers and a verdict: runs of ours, or the source's own."""
+
+    missing: int | None = None
+    """Runs of ours that would decide, those there are taken off."""
+    theirs: float | None = None
+    """Where no number of ours would: half of the 90 % interval that the source's runs leave by themselves."""
+
+
+@dataclass(frozen=True)
 class Comparison:
     """One published row and our runs of the same protocol and settings, all in one place."""
 
@@ -216,6 +226,18 @@ class Comparison:
         if self.ours is None:
             return f"our records do not hold {self.row.measure.label}"
         return self.row.paper.not_comparable
+
+    @property
+    def why_open(self) -> Open | None:
+        """Why there is no verdict yet; None where there is one, or none can be."""
+        found, ours, paper = self.judgement, self.ours, self.row.estimate
+        if found.verdict != "under-powered" or ours is None or found.seeds is None:
+            return None
+        if found.seeds <= MOST:
+            return Open(missing=max(0, found.seeds - ours.n))
+        scatter = ours.std if paper.std is None else paper.std
+        assert scatter is not None  # without either, no number of seeds is known
+        return Open(theirs=theirs_alone(scatter, paper.std, paper.n))
 
 
 def compare(records: Iterable[RunRecord], rows: Iterable[Row]) -> tuple[list[Comparison], list[str]]:

@@ -109,8 +109,27 @@ def _note(item: Comparison) -> str:
         f"not comparable: {item.why_not}" if item.why_not else "",
         f"margin: {paper.margin_reason}" if paper.margin_reason else "",
         f"finding: {paper.finding}" if paper.finding else "",
+        open_text(item),
     ]
     return "; ".join(part for part in parts if part)
+
+
+def open_text(item: Comparison) -> str:
+    """Return why a row is without a verdict, from what was found; "" for one that has one."""
+    found, row, unit = item.why_open, item.row, _unit(item)
+    if found is None:
+        return ""
+    if found.theirs is None:
+        hours = (found.missing or 0) * item.seconds.mean / 3600
+        return f"open: {found.missing} more of our seeds, some {hours:.2g} hours on one core, would probably decide"
+    runs, scatter = row.estimate.n, "" if row.estimate.std is not None else ", were they to scatter as ours do,"
+    said = "" if row.paper.n is not None else " (it says no number)"
+    made = f"{runs} run{'' if runs == 1 else 's'}"
+    return (
+        f"open: no number of our seeds decides; the source's {made}{said}{scatter} alone leave its number uncertain by "
+        f"{amount(found.theirs, unit)}, beside a difference of {amount(abs(item.difference or 0.0), unit)} and a "
+        f"margin of {amount(row.margin, unit)}"
+    )
 
 
 def csv_text(comparisons: Sequence[Comparison]) -> str:
@@ -118,7 +137,7 @@ def csv_text(comparisons: Sequence[Comparison]) -> str:
     header = ["source", "task", "baseline", "device", "metric", "ours.mean", "ours.low", "ours.high", "ours.n"]
     header += ["paper.value", "paper.std", "paper.n", "difference", "difference.low", "difference.high", "margin"]
     header += ["verdict", "seeds_to_decide", "seconds_per_seed", "where", "verified", "differs", "not_comparable"]
-    header += ["margin_reason", "finding"]
+    header += ["margin_reason", "finding", "open"]
     rows = []
     for item in comparisons:
         row, paper, ours, found = item.row, item.row.paper, item.ours, item.judgement
@@ -128,5 +147,6 @@ def csv_text(comparisons: Sequence[Comparison]) -> str:
         cells += [exact(item.difference), *(exact(end) for end in found.interval or (None, None)), exact(row.margin)]
         cells += [found.verdict, exact(found.seeds), exact(item.seconds.mean)]
         cells += [paper.where, paper.verified, paper.differs, item.why_not, paper.margin_reason, paper.finding]
+        cells += [open_text(item)]
         rows.append(cells)
     return to_csv(header, rows)

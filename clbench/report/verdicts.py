@@ -126,6 +126,17 @@ def resolution(std: float, n: int) -> float:
     return float(factor) * std * math.sqrt(2 / n)
 
 
+def theirs_alone(std: float, paper_std: float | None, paper_n: int) -> float:
+    """Return the half of the 90 % interval that is left of a difference when our runs are without number.
+
+    Args:
+        std: of our runs, which stands in for `paper_std` where that is None.
+        paper_std: of the source's runs.
+        paper_n: of the source's runs.
+    """
+    return float(half_width(2 * LEVEL, std, 10**9, paper_std, paper_n))
+
+
 # --------------------------------------------------------------------------------------------------------------- seeds
 
 

@@ -94,7 +94,7 @@ class Generating(Strategy):
         """Of normalisation in evaluation: running ones of the task, or those of the batch at hand."""
 
     kind: str
-    """Of the generator: a key of `GENERATORS`."""
+    """Of the generator: a key of `GENERATORS`; not needed where `new_generator` is the method's own."""
     scenarios: ClassVar[frozenset[Scenario]] = frozenset({"task", "domain", "class"})
     stores: ClassVar[tuple[str, ...]] = ("classes",)
     sized_by: ClassVar[tuple[str, ...]] = ("compression", "width")
@@ -110,12 +110,15 @@ class Generating(Strategy):
             net = setup.new_net()
             head = net.head if self.told else _own_heads(net.head, derive(setup.seed, "init"))
             try:
-                generator = self._new_generator(Target(net.trunk, config.norms == "generated"), setup, config)
+                generator = self.new_generator(Target(net.trunk, config.norms == "generated"), setup, config)
                 return HyperNet(HeadedNet(net.trunk, head), seed, generator, config.statistics)
             except ValueError as error:
                 raise UserError(f"strategy {type(self).__name__}: {error}") from None
 
         super().__init__(setup=replace(setup, new_net=hyper_net), config=config)
+        if config.compression and not self.sizes:
+            name = type(self).__name__
+            raise UserError(f"strategy {name}: its generator is its own, and finds no sizes; compression = 0")
         self.classes: list[list[int]] = []
         """Where tasks have no names: the labels of each task begun, in order; their number is the net's name of it."""
         self.regulariser: OutputRegulariser | None = None
@@ -141,7 +144,12 @@ class Generating(Strategy):
         """Return the share of its chunks that a task is asked for; None for its whole output."""
         return None
 
-    def _new_generator(self, target: Target, setup: Setup, config: Any) -> Generator:
+    def new_generator(self, target: Target, setup: Setup, config: Any) -> Generator:
+        """Return the generator of a net: that of `kind`. A method with a generator of its own makes it here.
+
+        Raises:
+            ValueError: sizes that cannot be, a compression that cannot be met.
+        """
         sizes = self.given_sizes(config)
         if config.compression:
             if setup.tasks is None:

@@ -124,7 +124,8 @@ def fit_sizes(
     if best.found is None:
         assert best.least is not None
         least, settings = best.least
-        said = ", ".join(f"{name} {value}" for name, value in settings.items())
+        # By the names that recipes have for them.
+        said = ", ".join(f"{name.removesuffix('_size')} {value}" for name, value in settings.items())
         up = -(-least * 10**4 // target.size) / 10**4
         raise ValueError(
             f"a compression of {ratio:g} cannot be met: the nearest a {kind} generator of these {target.size} weights"

@@ -63,6 +63,8 @@ class _Kept:
     steps: int
     """Steps that optimisers had taken."""
     weights: dict[str, Tensor]
+    written: tuple[int, ...]
+    """Their versions."""
 
 
 class HyperNet(TaskNet):
@@ -75,8 +77,9 @@ class HyperNet(TaskNet):
     Weights kept in evaluation are those of the last `kept_tasks` tasks asked. They are made anew when any parameter or
     buffer of the generator, or the embedding, is another object, has another version (every write that autograd knows
     of: `load_state_dict`, `copy_`, most optimisers) or another address, and after any optimiser's step: fused ones
-    write behind autograd's back. Nobody sees a write into `.data`: call `invalidate`. Copies, pickles and `train()`
-    keep none.
+    write behind autograd's back; and when they were written into themselves. Nobody sees a write into `.data` or
+    through `.numpy()`, nor what of a generator is no tensor, such as its activation: call `invalidate`. Copies, pickles
+    and `train()` keep none.
 
     Args:
         net: gives trunk and head, and is used up.
@@ -178,9 +181,10 @@ class HyperNet(TaskNet):
         # Of one generator at one version: what was made by another goes.
         self._kept = [kept for kept in self._kept if kept.steps == steps and _same(kept.made_of[:-1], marks[:-1])]
         for kept in self._kept:
-            if _same(kept.made_of[-1:], marks[-1:]):
+            if _same(kept.made_of[-1:], marks[-1:]) and kept.written == _versions(kept.weights):
                 return kept.weights
-        kept = _Kept(marks, steps, target.split(self.generator(part.embedding)))
+        weights = target.split(self.generator(part.embedding))
+        kept = _Kept(marks, steps, weights, _versions(weights))
         self._kept = [*self._kept, kept][-self.kept_tasks :]
         return kept.weights
 
@@ -223,6 +227,11 @@ def _same(one: list[tuple[Tensor, int, int]], other: list[tuple[Tensor, int, int
     """Whether tensors are the same objects, at the same version and address."""
     pairs = zip(one, other, strict=False)
     return len(one) == len(other) and all(a[0] is b[0] and a[1:] == b[1:] for a, b in pairs)
+
+
+def _versions(weights: dict[str, Tensor]) -> tuple[int, ...]:
+    """Return how often each was written into; tensors made in inference mode do not tell."""
+    return tuple(0 if tensor.is_inference() else tensor._version for tensor in weights.values())
 
 
 def _birth(name: str) -> float:
