@@ -179,11 +179,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="what the choice gets to see: first-task, first-<k> (such as first-3), or oracle (all tasks)",
     )  # fmt: skip
     parser.add_argument(
-        "--grid", action="append", default=[], metavar="KEY=A,B,C",
+        "--grid", action="extend", nargs="+", default=[], metavar="KEY=A,B,C",
         help="values of a setting, train.<key> or model.<key>; several make every combination. Takes the place of the "
         "recipe's [tune] and [on.<task>.tune]",
     )  # fmt: skip
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="the same at every point")
+    parser.add_argument(
+        "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="the same at every point"
+    )
     parser.add_argument(
         "--validation", type=_share, metavar="SHARE",
         help=f"share of each task's training samples to hold out where the task sets none aside ({SHARE})",

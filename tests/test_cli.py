@@ -59,6 +59,7 @@ def test_run_then_report_then_check(capsys: pytest.CaptureFixture[str]) -> None:
         ("run --task digits_split --baseline ewc --set lam=-1", "greater than or equal to 0"),
         ("run --task digits_split --baseline ewc --set lam", "must be key=value"),
         ("run --task digits_split --baseline ewc --set lam=1 --set lam=2", "--set lam=2: lam is set twice"),
+        ("run --task digits_split --baseline ewc --set lam=1 train.lrr=1", "Did you mean 'lr'?"),
         ("run --task digits_split --baseline ewc --set train.lrr=1", "Did you mean 'lr'?"),
         ("run --task digits_split --baseline ewc --set stream.pad=1", "only train.<key>"),
         ("run --task digits_split --baseline ewc --seeds none", "--seeds none"),

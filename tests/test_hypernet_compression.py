@@ -49,6 +49,18 @@ def test_no_chunk_is_nearer_than_the_one_found() -> None:
         assert fit.parameters == counts[fit.settings["chunk"] - 1] == max(allowed)
 
 
+@pytest.mark.parametrize(("kind", "ratio"), [("structured", 0.5), ("lowrank", 1.5)])
+def test_a_narrower_embedding_comes_before_a_generator_of_one_unit(kind: str, ratio: float) -> None:
+    """P = 64 * 64 + 64 = 4,160. With the widest embedding there is room for one hidden unit, and the tasks' own numbers
+    take what more would need; with a narrower one there are eight and more.
+    """
+    small = Target(MLP((1, 8, 8), [64]))
+    fit = fit_sizes(kind, small, ratio, 5)
+    assert fit.settings["embedding_size"] < 32
+    assert fit.settings["hidden"][-1] >= 8
+    assert fit.ratio > 0.9 * ratio
+
+
 def test_sizes_that_are_given_are_kept() -> None:
     fit = fit_sizes("chunked", target(), 0.5, 5, embedding_size=12, hidden=(20, 30), chunk_embedding_size=7)
     kept = {key: fit.settings[key] for key in ("embedding_size", "hidden", "chunk_embedding_size")}

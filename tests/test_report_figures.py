@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from clbench.metrics import average_accuracy, forgetting_first_minus_last, learning_accuracy
+from clbench.record_parts import Flops
 from clbench.records import Footprint, GrowthEvent, Peak, RunRecord, Sharing, TaskShare, TensorUse
 from clbench.report import figures
 from clbench.report.end_labels import LINE, end_labels, spread
@@ -279,6 +280,30 @@ def test_peaks_of_phases_stand_side_by_side_and_nothing_adds_them(tmp_path: Path
     lines = {tuple(np.asarray(line.get_xdata(), float).tolist()) for line in axis.get_lines()}
     assert {(0.0, 9.0), (9.0,), (7.0,)} <= lines
     assert (0.0,) not in lines
+
+
+# -------------------------------------------------------------------------------------------------------------- work
+
+
+def working(baseline: str, steps: Sequence[int | None], seed: int = 0) -> RunRecord:
+    """A run whose training steps of each task took so many operations."""
+    flops = [Flops(step=step, step_samples=1, steps=1, train=step, answer=1) for step in steps]
+    return make_record(baseline=baseline, seed=seed).model_copy(update={"flops": flops})
+
+
+def test_what_a_step_takes_is_drawn_over_tasks_where_it_grows(tmp_path: Path) -> None:
+    """Means of 10, 30, of 20, 40, of 30, 50. A run without counts takes no part, a count of half has no line."""
+    runs = [working("ewc", [10, 20, 30]), working("ewc", [30, 40, 50], 1), make_record(baseline="ewc", seed=2)]
+    runs += [working("finetune", [10, 10, 10]), working("er", [10, None, 30])]
+    plot = named(block_of(tmp_path, runs))["step-flops"]
+    found = [(line["baseline"], line["task"], line["mean"], line["n"]) for line in table(plot)]
+    steady = [("finetune", str(task), "10", "1") for task in (1, 2, 3)]
+    assert found == [*steady, ("ewc", "1", "20", "2"), ("ewc", "2", "30", "2"), ("ewc", "3", "40", "2")]
+    assert len(plot.draw().axes) == 1
+
+
+def test_steps_that_cost_the_same_in_every_task_are_not_drawn(tmp_path: Path) -> None:
+    assert "step-flops" not in named(block_of(tmp_path, [working("ewc", [100, 103, 105])]))
 
 
 # ------------------------------------------------------------------------------------------------------------ absence

@@ -28,7 +28,7 @@ def register(commands: Commands) -> None:
     run.add_argument("--task", nargs="+", required=True, metavar="NAME", help="shipped names or recipe files")
     run.add_argument("--baseline", nargs="+", required=True, metavar="NAME", help="shipped names or recipe files")
     run.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE",
+        "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE",
         help="a setting of the strategy, train.<key> or model.<key>; recorded as <baseline>@<hash>",
     )  # fmt: skip
     run.add_argument(

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from clbench.metrics import accuracy_of_seen
 from clbench.report.end_labels import end_labels, height, margin
-from clbench.report.figures_costs import parameters_over_tasks, peak_memory
+from clbench.report.figures_costs import parameters_over_tasks, peak_memory, step_flops_over_tasks
 from clbench.report.figures_growth import capacity_over_tasks, growth_events, serving_units, widths_over_tasks
 from clbench.report.figures_marginal import marginal_parameters
 from clbench.report.figures_plasticity import stability_plasticity
@@ -46,6 +46,7 @@ def plots(block: Block, looks: Mapping[str, Look]) -> list[Plot]:
         accuracy_against_bytes(block, looks),
         accuracy_against_parameters(block, looks),
         parameters_over_tasks(block, looks),
+        step_flops_over_tasks(block, looks),
         marginal_parameters(block),
         peak_memory(block),
         widths_over_tasks(block, looks),

@@ -1,4 +1,4 @@
-"""Figures of cost: parameters over tasks, peak memory per phase."""
+"""Figures of cost: parameters and operations over tasks, peak memory per phase."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ PHASES = {
     "evaluate": Look("#777777", "s", ""),
 }
 """Phases in order."""
+_DEARER = 1.05
+"""A step that takes so many times the first task's shows that costs grow."""
 
 
 def parameters_over_tasks(block: Block, looks: Mapping[str, Look]) -> Plot:
@@ -32,6 +34,53 @@ def parameters_over_tasks(block: Block, looks: Mapping[str, Look]) -> Plot:
         curve = [point for column in columns if (point := estimate(column)) is not None]
         if curve:
             curves[group.label] = curve
+    caption = "Weights stored after each task, mean over seeds. Markers are staggered where lines coincide."
+    axes = ("after_task", "tasks learned", "parameters stored")
+    return _over_tasks("parameters", caption, axes, MEASURES["parameters"], curves, block, looks)
+
+
+def step_flops_over_tasks(block: Block, looks: Mapping[str, Look]) -> Plot:
+    """Return the operations of a training step of each task, a line a baseline; nothing where none costs more later.
+
+    What replay, penalties over earlier tasks and growth add to a step is what lines of different slope show.
+    """
+    curves: dict[str, list[Estimate]] = {}
+    for group in block.groups:
+        known = [[flops.step for flops in run.flops] for run in group.runs if run.flops]
+        columns = [[step for step in column if step is not None] for column in zip(*known, strict=False)]
+        curve = [point for column in columns if len(column) == len(known) and (point := estimate(column)) is not None]
+        if curve and len(curve) == len(columns):
+            curves[group.label] = curve
+    if not any(point.mean > _DEARER * curve[0].mean for curve in curves.values() for point in curve):
+        curves = {}
+    caption = (
+        "Floating-point operations of a training step of each task, of the kind that there were most of, mean over "
+        "seeds; what is counted: clbench list metrics. Markers are staggered where lines coincide."
+    )
+    axes = ("task", "task in training", "operations of a training step")
+    return _over_tasks("step-flops", caption, axes, MEASURES["step_flops"], curves, block, looks)
+
+
+def _over_tasks(
+    name: str,
+    caption: str,
+    axes: tuple[str, str, str],
+    measure: Measure,
+    curves: Mapping[str, list[Estimate]],
+    block: Block,
+    looks: Mapping[str, Look],
+) -> Plot:
+    """Return a line a baseline over tasks, from 0 on, or logarithmic where lines are far apart.
+
+    Args:
+        name: of the figure.
+        caption: of the figure.
+        axes: names of the tasks' column in the data, of x and of y.
+        measure: what is drawn.
+        curves: by label.
+        block: for the number of tasks.
+        looks: by label.
+    """
 
     def draw() -> Figure:
         figure, (axis,), _ = sheet(COLUMN, height(list(curves), 2.0), left=0.55, right=margin(list(curves)))
@@ -44,9 +93,9 @@ def parameters_over_tasks(block: Block, looks: Mapping[str, Look]) -> Plot:
             axis.set_yscale("log")
         else:
             axis.set_ylim(bottom=0)
-        amount_ticks(axis.yaxis, MEASURES["parameters"])
+        amount_ticks(axis.yaxis, measure)
         task_ticks(axis, block.task.n_tasks, most=6)
-        axis.set(xlabel="tasks learned", ylabel="parameters stored")
+        axis.set(xlabel=axes[1], ylabel=axes[2])
         end_labels(axis, {label: (len(curve), curve[-1].mean) for label, curve in curves.items()}, looks)
         return figure
 
@@ -55,9 +104,8 @@ def parameters_over_tasks(block: Block, looks: Mapping[str, Look]) -> Plot:
         for label, curve in curves.items()
         for i, point in enumerate(curve)
     ]
-    header = ("baseline", "after_task", "mean", "low", "high", "n")
-    caption = "Weights stored after each task, mean over seeds. Markers are staggered where lines coincide."
-    return Plot("parameters", caption, header, tuple(rows), draw)
+    header = ("baseline", axes[0], "mean", "low", "high", "n")
+    return Plot(name, caption, header, tuple(rows), draw)
 
 
 def peak_memory(block: Block) -> Plot:

@@ -179,7 +179,10 @@ def _by_width(
     before: tuple[int, ...],
     beside: int | None,
 ) -> _Best:
-    """Return the best last hidden width, and size of pieces or rank, for the widest embedding that will do."""
+    """Return the best last hidden width, and size of pieces or rank, for the widest embedding with which it is wide.
+
+    Where it is wide with none, the nearest of all: a net of one hidden unit has little to say.
+    """
     best = _Best(budget)
     for size in sizes:
         wide = _Best(budget)
@@ -192,8 +195,6 @@ def _by_width(
                 wide.see(count((*before, most)), found)
         if wide.found is not None:
             return wide
-        if best.found is not None:
-            return best
     return best
 
 
