@@ -51,9 +51,7 @@ def test_no_chunk_is_nearer_than_the_one_found() -> None:
 
 @pytest.mark.parametrize(("kind", "ratio"), [("structured", 0.5), ("lowrank", 1.5)])
 def test_a_narrower_embedding_comes_before_a_generator_of_one_unit(kind: str, ratio: float) -> None:
-    """P = 64 * 64 + 64 = 4,160. With the widest embedding there is room for one hidden unit, and the tasks' own numbers
-    take what more would need; with a narrower one there are eight and more.
-    """
+    """P = 64 * 64 + 64 = 4,160. With the widest embeddings the tasks' own numbers leave room for one hidden unit."""
     small = Target(MLP((1, 8, 8), [64]))
     fit = fit_sizes(kind, small, ratio, 5)
     assert fit.settings["embedding_size"] < 32
