@@ -16,6 +16,7 @@ from torch import Tensor
 from clbench import records
 from clbench.errors import UserError
 from clbench.loading import ResidentLoader
+from clbench.nets.heads import ABSENT_LOGIT
 from clbench.preflight import preflight
 from clbench.recipes import load_baseline, load_task, resolve
 from clbench.records import Generation
@@ -60,6 +61,21 @@ def test_the_least_is_taken_and_of_equal_ones_the_first() -> None:
 def test_confident_answers_do_not_tie() -> None:
     """In float32 the softmax of logits 40 and 50 against 0 is 1 in both, and the entropy 0."""
     assert least_entropy([torch.tensor([[40.0, 0.0]]), torch.tensor([[50.0, 0.0]])]).tolist() == [1]
+
+
+def test_unequal_numbers_of_classes_compare_by_the_share_of_the_most_entropy() -> None:
+    """Halves of two classes have log 2 = .693, all there is. Three quarters of four, and a quarter over the others, have
+
+    .75 log 4/3 + .25 log 12 = .837 of log 4 = 1.386, six tenths. One class has 0 of 0, and says nothing. A class that is
+    absent is none.
+    """
+    halves = torch.tensor([[0.0, 0.0]])
+    surer = torch.tensor([[0.75, 0.25 / 3, 0.25 / 3, 0.25 / 3]]).log()
+    assert least_entropy([halves, surer]).tolist() == [1]
+    assert least_entropy([torch.zeros(1, 1), surer, halves]).tolist() == [1]
+    assert least_entropy([torch.zeros(1, 1), torch.zeros(1, 1)]).tolist() == [0]
+    padded = torch.tensor([[0.0, 0.0, ABSENT_LOGIT, ABSENT_LOGIT]])
+    assert least_entropy([padded, surer]).tolist() == [1]
 
 
 def test_a_wrong_task_is_a_wrong_answer() -> None:

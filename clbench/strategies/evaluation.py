@@ -2,7 +2,8 @@
 
 And the accuracy where the task is not named but inferred, as HNET+ENT does (von Oswald et al. 2020, "Continual learning
 with hypernetworks", ICLR, arXiv:1906.00695): a sample is answered as if it were of each task learned, and the answer
-with the lowest entropy is taken. A wrong task is a wrong answer.
+with the lowest entropy is taken. A wrong task is a wrong answer. The papers' tasks all have as many classes; where they
+do not, see `least_entropy`.
 
 Letters: B batch, C classes.
 """
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from clbench.metrics import auroc
+from clbench.nets.heads import ABSENT_LOGIT
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,16 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def least_entropy(answers: Sequence[Tensor]) -> Tensor:
-    """Return which of several answers (B, C_k) to a batch has the lowest entropy, (B,); the first of equal ones."""
-    return torch.stack([entropy(logits) for logits in answers]).argmin(dim=0)
+    """Return which of several answers (B, C_k) to a batch has the lowest entropy, (B,); the first of equal ones.
+
+    Where answers are over unequal numbers of classes, each entropy is taken as a share of log C_k, the most there is:
+    else the task of fewest classes would look surest. An answer over one class says nothing, and counts as unsure.
+    """
+    found = torch.stack([entropy(logits) for logits in answers])
+    classes = torch.stack([(logits > ABSENT_LOGIT).sum(dim=1) for logits in answers])
+    if not bool((classes == classes[0]).all()):
+        found = torch.where(classes > 1, found / classes.log(), 1.0)
+    return found.argmin(dim=0)
 
 
 def accuracy_by_entropy(
