@@ -62,7 +62,7 @@ ALLOWED: dict[str, set[str]] = {
         "strategies.evaluation", "strategies.generating", "strategies.schedule", "strategies.state",
         "nets", "loading", "views", "footprint", "records", "sharing",
     },
-    "strategies.evaluation": {"metrics"},
+    "strategies.evaluation": {"metrics", "nets"},
     "strategies.schedule": {"specs"},
     "strategies.state": set(),
     "strategies.build": PLAIN | {"recipes", "imports", "strategies.base", "strategies.foreign"},

@@ -64,10 +64,10 @@ def test_confident_answers_do_not_tie() -> None:
 
 
 def test_unequal_numbers_of_classes_compare_by_the_share_of_the_most_entropy() -> None:
-    """Halves of two classes have log 2 = .693, all there is. Three quarters of four, and a quarter over the others, have
+    """Halves of two classes have log 2 = .693, which is all there is.
 
-    .75 log 4/3 + .25 log 12 = .837 of log 4 = 1.386, six tenths. One class has 0 of 0, and says nothing. A class that is
-    absent is none.
+    Three quarters of one class and a quarter over three others have .75 log 4/3 + .25 log 12 = .837 of log 4 = 1.386,
+    six tenths. An answer of one class has 0 of 0, and says nothing. A class that is absent is none.
     """
     halves = torch.tensor([[0.0, 0.0]])
     surer = torch.tensor([[0.75, 0.25 / 3, 0.25 / 3, 0.25 / 3]]).log()

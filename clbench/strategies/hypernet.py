@@ -15,8 +15,8 @@ code       posterior_replay_cl: its beta of 250 and its clipping at 1 are relati
            that for 60,000 samples beta is 250 / 60,000 = 0.0042 beside a mean. There the penalty also trains the
            earlier tasks' embeddings (`train_embeddings`). Generators are drawn by Glorot's rule, embeddings with
            deviation 1, those of chunks in posterior_replay_cl with 0.1. An optimiser per task.
-ENT        where the task is not named, it is that of the answer with the lowest entropy (strategies/evaluation.py); as a
-           share of log C where tasks have unequal numbers of classes C.
+ENT        where the task is not named, it is that of the answer with the lowest entropy (strategies/evaluation.py), as
+           a share of log C where tasks have unequal numbers C of classes.
 Departs    Heads are a task's own and trained, not generated: hypercl and posterior_replay_cl generate the outputs of
            all tasks with every task's weights, and hold only its own. Embeddings of the task in training take no part
            in the look-ahead. The loss that is checked for NaN is the cross-entropy alone.
