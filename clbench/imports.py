@@ -40,7 +40,8 @@ def _named(name: str, where: str) -> ModuleType:
         # A module that is there but imports a missing one is its author's bug, with its traceback.
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
             raise
-        raise UserError(f"{where}: there is no module '{name}'") from None
+        hint = f"a file beside the recipe is '{name}.py:<Name>'"
+        raise UserError(f"{where}: there is no module '{name}'; {hint}") from None
 
 
 def _from_file(path: Path, where: str) -> ModuleType:

@@ -10,6 +10,7 @@ import torch
 from clbench.errors import UserError
 from clbench.recipes import Experiment
 from clbench.runner import check_classes, net_factory
+from clbench.specs import tasks_in_all
 from clbench.strategies.base import Setup, Strategy
 from clbench.strategies.build import build, find_class
 from clbench.strategies.foreign import Foreign
@@ -42,7 +43,8 @@ def _try_strategy(experiment: Experiment, stream: Stream) -> None:
     constructor raises is left to the run, whose record keeps the traceback.
     """
     new_net = net_factory(experiment, stream, 0)
-    setup = Setup(new_net=new_net, train=experiment.train, device=torch.device("cpu"), seed=0, tasks=stream.n_tasks)
+    tasks = tasks_in_all(experiment.task.stream)
+    setup = Setup(new_net=new_net, train=experiment.train, device=torch.device("cpu"), seed=0, tasks=tasks)
     strategy: Strategy | Foreign | None = None
     try:
         with torch.random.fork_rng(devices=[]):

@@ -38,7 +38,7 @@ from clbench.recipes import Experiment, load_baseline, load_task, resolve
 from clbench.records import RunRecord, record_path
 from clbench.seeds import Pinned, derive
 from clbench.sharing import sharing
-from clbench.specs import BaselineSpec, ModelSpec, OwnModel, Scenario, TaskSpec
+from clbench.specs import BaselineSpec, ModelSpec, OwnModel, Scenario, TaskSpec, tasks_in_all
 from clbench.strategies.base import Setup, Strategy
 from clbench.strategies.build import build, resolved_settings
 from clbench.strategies.foreign import Foreign
@@ -121,7 +121,8 @@ def _learn(
     """The loop over tasks."""
     experiment, device = books.experiment, books.device
     new_net = net_factory(experiment, stream, books.seed)
-    setup = Setup(new_net=new_net, train=experiment.train, device=device, seed=books.seed, tasks=stream.n_tasks)
+    tasks = tasks_in_all(experiment.task.stream)
+    setup = Setup(new_net=new_net, train=experiment.train, device=device, seed=books.seed, tasks=tasks)
     books.single_task_parameters = _single_task_parameters(new_net, stream)
     strategy = build(experiment, setup)
     meter = Meter(device)

@@ -140,6 +140,14 @@ class Selection(Spec):
         return self.of.scenario
 
 
+def tasks_in_all(stream: PermutedStream | RotatedStream | SplitStream | Selection) -> int:
+    """Return how many tasks a stream has, or the one that a selection is of.
+
+    What a method sizes for all tasks is then of one size where its settings are chosen and where they are used.
+    """
+    return stream.of.n_tasks if isinstance(stream, Selection) else stream.n_tasks
+
+
 def datasets_of(stream: PermutedStream | RotatedStream | SplitStream | Selection) -> list[str]:
     """Return the names of the data sets a stream reads, in order, each once."""
     if isinstance(stream, Selection):

@@ -448,6 +448,41 @@ def test_a_generator_of_ones_own_is_one_hook_away() -> None:
     assert found.sizes == {}
 
 
+class Careless(Scales):
+    """Takes one embedding, and not several."""
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Return the weights (P,)."""
+        return self.shared * (self.head.weight @ embedding).repeat_interleave(cast(Tensor, self.sizes))
+
+
+class Returns(Generating):
+    """A hypernetwork that gets its generator from a test."""
+
+    given: Any = None
+
+    def new_generator(self, target: Target, setup: Setup, config: Any) -> Generator:
+        """Return it."""
+        made: Generator = self.given(target)
+        return made
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (lambda target: nn.Linear(3, target.size), "new_generator returned a Linear, not a Generator"),
+        (lambda target: Careless(target, 3, 0), r"makes \(2, 1806\) of embeddings \(2, 3\); found: RuntimeError: mat1"),
+        (lambda target: Scales(Target(nn.Linear(3, 3)), 3, 0), "not the trunk of this target"),
+    ],
+)
+def test_a_generator_that_cannot_be_used_is_refused_before_the_first_task(given: Any, line: str) -> None:
+    setup = Setup(new_net=new_net(), train=budget(iterations=4, lr=0.01), device=CPU, seed=0)
+    cls: type[Returns] = type("Own", (Returns,), {"given": staticmethod(given)})
+    with pytest.raises(UserError, match=line) as caught:
+        cls(setup=setup, config=cls.Config(embedding=3))
+    assert len(caught.value.lines) == 1
+
+
 def test_a_generator_of_ones_own_takes_no_compression() -> None:
     with pytest.raises(UserError, match="strategy ScaledNet: its generator is its own, and finds no sizes"):
         own(compression=0.5, tasks=2)

@@ -55,6 +55,18 @@ def test_runs_of_a_study_stay_out_of_the_results(capsys: pytest.CaptureFixture[s
     assert "ewc@" not in table
 
 
+def test_what_is_sized_for_all_tasks_is_sized_as_in_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """A compression counts the embeddings of all tasks of the stream, also where two of them are looked at."""
+    name, settings = "hypernet", "--set compression=1 task_conditioned=true"
+    assert call(f"run --task synthetic_split --baseline {name} {settings} --seeds 1 --quiet --jobs 1", capsys)[0] == 0
+    tune = f"tune --task synthetic_split --baseline {name} {settings} --grid beta=0.1,1 --protocol first-2 --seeds 0,"
+    assert call(f"{tune} --quiet --jobs 1", capsys)[0] == 0
+    runs, studies = (records.load_all(Path("results") / folder)[0] for folder in ("runs", "tune"))
+    sizes = [record.generation.sizes for record in (*runs, *studies) if record.generation is not None]
+    assert len(sizes) == 3
+    assert sizes[0] == sizes[1] == sizes[2]
+
+
 def test_a_setting_that_diverges_is_left_out_and_the_rest_is_chosen_from(capsys: pytest.CaptureFixture[str]) -> None:
     grid = "finetune --set train.optimizer=sgd --grid train.lr=0.1,1e30"
     code, out, _ = call(TINY.replace("ewc --grid lam=1,100", grid), capsys)

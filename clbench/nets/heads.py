@@ -289,7 +289,7 @@ class HeadedNet(nn.Module):
         head: takes F features.
 
     Raises:
-        ValueError: the head takes another number of features than the trunk yields.
+        ValueError: the trunk does not say how many features it yields, or the head takes another number.
     """
 
     trunk: nn.Module
@@ -298,6 +298,8 @@ class HeadedNet(nn.Module):
     def __init__(self, trunk: nn.Module, head: Head) -> None:
         super().__init__()
         out_features = getattr(trunk, "out_features", None)
+        if out_features is None:
+            raise ValueError(f"the trunk ({type(trunk).__name__}) has no out_features, the number of its features")
         if out_features != head.in_features:
             raise ValueError(f"the trunk yields {out_features} features, the head takes {head.in_features}")
         like = next(trunk.parameters(), None)

@@ -111,6 +111,8 @@ class Generating(Strategy):
             head = net.head if self.told else _own_heads(net.head, derive(setup.seed, "init"))
             try:
                 generator = self.new_generator(Target(net.trunk, config.norms == "generated"), setup, config)
+                if type(self).new_generator is not Generating.new_generator:
+                    _require_generator(generator)
                 return HyperNet(HeadedNet(net.trunk, head), seed, generator, config.statistics)
             except ValueError as error:
                 raise UserError(f"strategy {type(self).__name__}: {error}") from None
@@ -146,6 +148,8 @@ class Generating(Strategy):
 
     def new_generator(self, target: Target, setup: Setup, config: Any) -> Generator:
         """Return the generator of a net: that of `kind`. A method with a generator of its own makes it here.
+
+        It is asked for one task's weights, from (E,), and for several tasks' in one pass, from (G, E).
 
         Raises:
             ValueError: sizes that cannot be, a compression that cannot be met.
@@ -289,6 +293,28 @@ class Generating(Strategy):
             compression=net.compression(),
             sizes={name: list(size) if isinstance(size, tuple) else size for name, size in self.sizes.items()},
         )
+
+
+@torch.no_grad()
+def _require_generator(generator: object) -> None:
+    """Refuse what does not generate, before a run is hours old: several tasks' weights are first asked in the third.
+
+    Raises:
+        ValueError: no `Generator`, or one that does not make a (G, P) of a (G, E), and a (P,) of an (E,).
+    """
+    if not isinstance(generator, Generator):
+        raise ValueError(f"new_generator returned a {type(generator).__name__}, not a Generator")
+    like, many, size = next(generator.parameters()), 2, generator.target.size
+    for leading in ((), (many,)):
+        embedding = torch.zeros(*leading, generator.embedding_size, device=like.device, dtype=like.dtype)
+        try:
+            found: object = tuple(generator(embedding).shape)
+        # Whatever it raises here it would raise in the run.
+        except Exception as error:
+            found = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        if found != (*leading, size):
+            shape = tuple(embedding.shape)
+            raise ValueError(f"its generator makes {(*leading, size)} of embeddings {shape}; found: {found}")
 
 
 def _own_heads(head: Head, seed: int) -> MultiHead:
