@@ -1,11 +1,13 @@
 """Sizes with which one baseline costs as much as another: `clbench run --match BUDGET --to BASELINE`.
 
-What a method keeps after the last task is found by going through the stream's tasks with it, one optimiser step each:
-the same code as a run, so that every byte is counted that a run would count, without the training. A test runs every
-shipped baseline both ways. What is kept by methods that grow where they need to, or keep what they found to be sparse,
-depends on what they learn (`Strategy.sized_by_learning`): others are matched to their recorded runs, they to none.
+What a method costs after the last task is found by going through the stream's tasks with it, one optimiser step each:
+the same code as a run, so that every byte and every operation is counted that a run would count, without the training.
+A test runs every shipped baseline both ways. What is kept by methods that grow where they need to, or keep what they
+found to be sparse, depends on what they learn (`Strategy.sized_by_learning`); what a step computes, with a memory that
+fills step by step, on how many there were (`Strategy.work_by_steps`): others are matched to their recorded runs, they
+to none.
 
-What is changed is the first of `Strategy.sized_by` that moves the budget: a setting (a replay buffer, the compression
+What is changed is the first of `Strategy.sized_by` that meets the budget: a setting (a replay buffer, the compression
 of a hypernetwork), or "width", the widths of the net's layers in proportion. Whole numbers are tried one by one, reals
 in steps of 1e-4; of those the nearest is taken. Budgets are taken to grow with sizes.
 """
@@ -20,12 +22,13 @@ from typing import Any
 
 import torch
 
-from clbench.budgets import BUDGETS, TOLERANCE
+from clbench.budgets import BUDGETS, TOLERANCE, Costs
 from clbench.errors import UserError, unknown
+from clbench.flops import StepCounter, of_answer
 from clbench.footprint import footprint
 from clbench.process import reproducible
 from clbench.recipes import Experiment, load_baseline, load_task, names, resolve
-from clbench.records import Footprint, RunRecord, load_all
+from clbench.records import RunRecord, load_all
 from clbench.runner import net_factory
 from clbench.strategies.base import Setup, Strategy
 from clbench.strategies.build import build, check, find_class, resolved_settings
@@ -99,23 +102,28 @@ def match(
         UserError: a name or setting that is not known; `to` has no record where one is needed; a baseline or net whose
             size cannot be set; no size within 2 %, with the nearest there is.
     """
-    if budget not in BUDGETS:
-        raise UserError(unknown("budget", budget, BUDGETS))
-    spec, method = load_task(task), load_baseline(baseline)
-    start = resolve(spec, method, overrides)
-    check(start)
-    if _by_learning(start):
-        raise UserError(
-            f"'{method.name}': its size depends on what it learns: others can be matched to it (--to {method.name}), "
-            "it to none"
-        )
-    stream = make_stream(spec.stream, 0, torch.device("cpu"), data_root)
-    wanted = _wanted(spec.name, to, budget, stream, runs, start)
+    start, target = _begin(task, baseline, to, budget, by, overrides, runs)
+    stream = make_stream(start.task.stream, 0, torch.device("cpu"), data_root)
+    wanted = target if isinstance(target, float) else _known(budget, dry_costs(target, stream), target.label)
     return _search(start, stream, Path(to).stem if to.endswith(".toml") else to, budget, wanted, by)
 
 
-def dry_footprint(experiment: Experiment, stream: Stream) -> Footprint:
-    """Return what a method keeps after the last task of a stream, trained on for one optimiser step a task.
+def check_match(
+    task: str,
+    baseline: str,
+    to: str,
+    budget: str,
+    *,
+    by: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    runs: Path | None = None,
+) -> None:
+    """Raise UserError for every mistake of `match` that shows before data are read and anything is tried."""
+    _begin(task, baseline, to, budget, by, overrides, runs)
+
+
+def dry_costs(experiment: Experiment, stream: Stream) -> Costs:
+    """Return what a method costs after the last task of a stream, trained on for one optimiser step a task.
 
     Raises:
         UserError: the method cannot be built, or stops on the way.
@@ -127,45 +135,87 @@ def dry_footprint(experiment: Experiment, stream: Stream) -> Footprint:
         setup = Setup(new_net=net_factory(short, stream, 0), train=train, device=device, seed=0, tasks=stream.n_tasks)
         try:
             strategy = build(short, setup)
-            for experience in stream.benchmark.train_stream:
+            strategy.counting = counter = StepCounter(lambda: strategy.samples_trained)
+            work = None
+            for experience, test in zip(stream.benchmark.train_stream, stream.benchmark.test_stream, strict=True):
                 strategy.train_task(experience)
+                is_last = len(stream.benchmark.test_stream) == 1 + experience.current_experience
+                answer = strategy.evaluate if isinstance(strategy, Strategy) else strategy.evaluate_one
+                work = counter.take(*(of_answer(answer, test) if is_last else (None, "")))
         except UserError:
             raise
         # Whatever a method raises here, it would raise in the run: the user asked for a size, and gets a line.
         except Exception as error:
             said = (str(error).splitlines() or [""])[0]
             raise UserError(f"'{experiment.label}' cannot be sized: {type(error).__name__}: {said}") from None
-        return footprint(strategy.holdings())
+        return Costs(footprint(strategy.holdings()), work)
 
 
 # ------------------------------------------------------------------------------------------------------- what is wanted
 
 
-def _by_learning(experiment: Experiment) -> bool:
+def _begin(
+    task: str, baseline: str, to: str, budget: str, by: str | None, overrides: Mapping[str, Any] | None,
+    runs: Path | None,
+) -> tuple[Experiment, Experiment | float]:  # fmt: skip
+    """Return what is sized, and what it is to cost as much as: a method for a dry run, or a number of records."""
+    if budget not in BUDGETS:
+        raise UserError(unknown("budget", budget, BUDGETS))
+    start = resolve(load_task(task), load_baseline(baseline), overrides)
+    check(start)
+    why = _by_training(start, budget)
+    if why:
+        name = start.baseline.name
+        raise UserError(f"'{name}': {why}: others can be matched to it (--to {name}), it to none")
+    if by:
+        _knob(start, by)
+    return start, _target(start, task, to, budget, runs)
+
+
+def _by_training(experiment: Experiment, budget: str) -> str:
+    """Return why only a whole run can tell a budget of a method; "" where one step a task can."""
     cls = find_class(experiment.baseline)
-    return issubclass(cls, Strategy) and cls.sized_by_learning
+    if not issubclass(cls, Strategy):
+        return ""
+    if cls.sized_by_learning:
+        return "its size depends on what it learns"
+    fills = budget == "step_flops" and cls.work_by_steps
+    return "its memory fills step by step, and so does the work of a step" if fills else ""
 
 
-def _wanted(task: str, to: str, budget: str, stream: Stream, runs: Path | None, start: Experiment) -> float:
-    """Return the budget to be met: of a dry run, or of records where only they can tell."""
+def _target(start: Experiment, task: str, to: str, budget: str, runs: Path | None) -> Experiment | float:
+    """Return the method to be matched; or its budget, where only records can tell."""
     known = to in names("baseline") or to.endswith(".toml") or "/" in to
+    why = ""
     if known:
         target = resolve(start.task, load_baseline(to))
         check(target)
-        if not _by_learning(target):
-            return BUDGETS[budget](dry_footprint(target, stream))
-    found = _recorded(runs, lambda record: record.task.name == task and record.task.hash == start.task.hash)
+        why = _by_training(target, budget)
+        if not why:
+            return target
+    found = _recorded(
+        runs, lambda record: record.task.name == start.task.name and record.task.hash == start.task.hash
+    )
     name = target.label if known else to
     mine = [run for run in found if run.baseline.label == name and (not known or run.baseline.hash == target.hash)]
     if mine:
-        return math.fsum(BUDGETS[budget](run.footprints[-1]) for run in mine) / len(mine)
+        return math.fsum(_known(budget, Costs.of(run), name) for run in mine) / len(mine)
     if known:
         raise UserError(
-            f"'{name}': its size depends on what it learns, and there is no finished run of it on {task}; run it "
-            f"first: clbench run --task {task} --baseline {to}"
+            f"'{name}': {why}, and there is no finished run of it on {start.task.name}; run it first: "
+            f"clbench run --task {task} --baseline {to}"
         )
     labels = {run.baseline.label for run in found}
     raise UserError(f"{unknown('baseline', to, {*names('baseline'), *labels})}")
+
+
+def _known(budget: str, costs: Costs, name: str) -> float:
+    """Return a budget; raise UserError where it was not counted."""
+    value = BUDGETS[budget](costs)
+    if value is None:
+        why = costs.work.why if costs.work is not None else "its runs counted no operations"
+        raise UserError(f"'{name}': {budget} is not known ({why})")
+    return float(value)
 
 
 def _recorded(runs: Path | None, wanted: Callable[[RunRecord], bool]) -> list[RunRecord]:
@@ -188,8 +238,8 @@ class _Cost:
         """Return the budget of a size; None where there is no such method."""
         if size not in self.known:
             try:
-                found = dry_footprint(_changed(self.start, self.changes(size)), self.stream)
-                self.known[size] = BUDGETS[self.budget](found)
+                found = dry_costs(_changed(self.start, self.changes(size)), self.stream)
+                self.known[size] = int(_known(self.budget, found, self.start.label))
             except UserError:
                 if size == self.begin and self.changes(size) == _now(self.start, self.changes(size)):
                     raise  # the baseline as it is
@@ -198,9 +248,10 @@ class _Cost:
 
 
 def _search(start: Experiment, stream: Stream, to: str, budget: str, wanted: float, by: str | None) -> Match:
-    """Return the nearest size by the first setting that moves the budget."""
+    """Return the nearest size by the first setting that meets the budget."""
     cls = find_class(start.baseline)
     ways = (by,) if by else cls.sized_by if issubclass(cls, Strategy) else (WIDTH,)
+    nearest: tuple[float, str] | None = None
     for way in ways:
         cost = _Cost(start, stream, budget, way)
         if cost(cost.begin) == cost(2 * cost.begin):
@@ -211,13 +262,16 @@ def _search(start: Experiment, stream: Stream, to: str, budget: str, wanted: flo
         before = _now(start, changes)
         changed = {} if before == changes else changes
         found = Match(_changed(start, changed), budget, to, wanted, reached, changed, before)
-        if abs(found.off) > TOLERANCE:
-            nearest = ", ".join(f"{key} = {value}" for key, value in changes.items())
-            raise UserError(
-                f"'{start.label}' on {start.task.name}: {budget} of '{to}' is {wanted:,.0f}; the nearest it can be is "
-                f"{reached:,} ({found.off:+.1%}), with {nearest}"
-            )
-        return found
+        if abs(found.off) <= TOLERANCE:
+            return found
+        size_of_it = ", ".join(f"{key} = {value}" for key, value in changes.items())
+        if nearest is None or abs(found.off) < nearest[0]:
+            nearest = abs(found.off), f"{reached:,} ({found.off:+.1%}), with {size_of_it}"
+    if nearest is not None:
+        raise UserError(
+            f"'{start.label}' on {start.task.name}: {budget} of '{to}' is {wanted:,.0f}; the nearest it can be is "
+            f"{nearest[1]}"
+        )
     raise UserError(f"'{start.label}' on {start.task.name}: {' and '.join(ways)} does not change {budget}")
 
 

@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "nets": {"nets"},
     "tensors": set(),
     "randomness": set(),
-    "budgets": {"records"},
+    "budgets": {"record_parts", "records"},
     "sharing": {"records", "tensors"},
     "footprint": {"randomness", "records", "tensors"},
     "flops": {"record_parts"},
@@ -74,8 +74,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "matching": PLAIN
     | {
-        "budgets", "footprint", "process", "recipes", "records", "runner", "strategies.base", "strategies.build",
-        "streams",
+        "budgets", "flops", "footprint", "process", "recipes", "records", "runner", "strategies.base",
+        "strategies.build", "streams",
     },
     "preflight": PLAIN | {"recipes", "runner", "strategies.base", "strategies.build", "strategies.foreign", "streams"},
     "sweep": PLAIN

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from clbench import cli, recipes
-from clbench.budgets import BUDGETS, TOLERANCE
+from clbench.budgets import BUDGETS, TOLERANCE, Costs
 from clbench.errors import UserError
-from clbench.matching import _nearest, dry_footprint, match
+from clbench.matching import _nearest, dry_costs, match
 from clbench.recipes import load_baseline, load_task, resolve
 from clbench.records import load_all
 from clbench.runner import run
@@ -24,31 +24,56 @@ CPU = torch.device("cpu")
 SHORT = {"train.epochs": 1}
 
 
-def one_of_each_strategy() -> list[str]:
-    """Return a baseline for every strategy whose size does not depend on what it learns, where tasks are named."""
-    found: dict[type, str] = {}
+def shipped() -> list[tuple[str, str]]:
+    """Return every baseline whose size does not depend on what it learns, with a task that it can learn."""
+    found = []
     for name in recipes.names("baseline"):
         spec = load_baseline(name)
         cls = find_class(spec)
-        if issubclass(cls, Strategy) and not cls.sized_by_learning and "task" in scenarios(spec):
-            found.setdefault(cls, name)
-    return list(found.values())
+        if not (issubclass(cls, Strategy) and cls.sized_by_learning):
+            found.append(("synthetic_split" if "task" in scenarios(spec) else "digits_split_class", name))
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------- the dry run
 
 
-@pytest.mark.parametrize(
-    ("task", "baseline"),
-    [*(("synthetic_split", name) for name in one_of_each_strategy()), ("digits_split_class", "icarl")],
-)
-def test_a_dry_run_keeps_what_a_run_keeps(task: str, baseline: str) -> None:
+@pytest.mark.parametrize(("task", "baseline"), shipped())
+def test_a_dry_run_costs_what_a_run_costs(task: str, baseline: str) -> None:
+    """Bytes and operations, to the last one; but for steps that replay from a memory which fills with the steps."""
     protocol, spec = load_task(task), load_baseline(baseline)
     record = run(protocol, spec, 0, device="cpu", overrides=SHORT)
     assert record.status == "done", record.error
-    dry = dry_footprint(resolve(protocol, spec, SHORT), make_stream(protocol.stream, 0, CPU))
+    dry = dry_costs(resolve(protocol, spec, SHORT), make_stream(protocol.stream, 0, CPU))
+    cls = find_class(spec)
     for name, of in BUDGETS.items():
-        assert of(dry) == of(record.footprints[-1]), name
+        if not (name == "step_flops" and issubclass(cls, Strategy) and cls.work_by_steps):
+            assert of(dry) == of(Costs.of(record)) is not None, name
+
+
+def test_a_memory_that_fills_step_by_step_is_matched_by_its_records(tmp_path: Path) -> None:
+    """DER's memory of 500 has 128 drawn from it by the end of a run; after one step a task of 32 it holds 96."""
+    task, der = load_task("synthetic_split"), load_baseline("der_500")
+    dry = dry_costs(resolve(task, der), make_stream(task.stream, 0, CPU))
+    record = run(task, der, 0, device="cpu", overrides={"train.iterations": 8}, out=tmp_path)
+    assert dry.work is not None
+    assert (dry.work.step_samples, record.flops[-1].step_samples) == (32 + 96, 32 + 128)
+    with pytest.raises(UserError, match="its memory fills step by step, and so does the work of a step: others can be"):
+        match(task.name, "der_500", "finetune", "step_flops")
+    with pytest.raises(UserError, match="run it first: clbench run --task synthetic_split --baseline der_500"):
+        match(task.name, "finetune", "der_500", "step_flops")
+    found = match(task.name, "finetune", record.baseline.label, "step_flops", runs=tmp_path)
+    assert found.wanted == record.flops[-1].step
+    assert abs(found.off) <= TOLERANCE
+    assert match(task.name, "der_500", "finetune", "answer_flops").changed == {}
+
+
+def test_a_record_without_operations_gives_no_budget_of_work(tmp_path: Path) -> None:
+    task = load_task("synthetic_split")
+    make_record(task.name, "er@12345678", 0, n_tasks=task.stream.n_tasks, task_hash=task.hash).save(tmp_path)
+    with pytest.raises(UserError) as caught:
+        match(task.name, "finetune", "er@12345678", "answer_flops", runs=tmp_path)
+    assert caught.value.lines == ("'er@12345678': answer_flops is not known (its runs counted no operations)",)
 
 
 def test_methods_that_grow_as_they_need_say_so() -> None:
@@ -99,6 +124,8 @@ def test_the_nearest_size_is_found(cost: Callable[[int], int | None], wanted: fl
         ("er", "answer_bytes", "model.hidden"),  # a buffer is not needed to answer
         ("hypernet", "answer_bytes", "compression"),
         ("finetune", "parameters", "model.hidden"),
+        ("hypernet", "answer_flops", "model.hidden"),
+        ("er", "step_flops", "model.hidden"),  # a larger buffer has no larger batch drawn from it
     ],
 )
 def test_the_run_has_the_size_that_was_found(baseline: str, budget: str, key: str) -> None:
@@ -106,7 +133,7 @@ def test_the_run_has_the_size_that_was_found(baseline: str, budget: str, key: st
     found = match("digits_split", baseline, "independent", budget, overrides=SHORT)
     record = run("digits_split", baseline, 0, device="cpu", overrides=found.experiment.overrides)
     other = run("digits_split", "independent", 0, device="cpu", overrides=SHORT)
-    kept, wanted = (BUDGETS[budget](one.footprints[-1]) for one in (record, other))
+    kept, wanted = (BUDGETS[budget](Costs.of(one)) or 0 for one in (record, other))
     assert (found.reached, found.wanted) == (kept, wanted)
     assert abs(kept - wanted) <= TOLERANCE * wanted
     assert list(found.changed) == [key]
@@ -116,7 +143,7 @@ def test_the_run_has_the_size_that_was_found(baseline: str, budget: str, key: st
         for step in (-1, 1):
             nearby[key] = found.changed[key] + step
             spec = resolve(load_task("digits_split"), load_baseline(baseline), {**SHORT, **nearby})
-            off = dry_footprint(spec, make_stream(spec.task.stream, 0, CPU)).keep_learning_bytes - wanted
+            off = dry_costs(spec, make_stream(spec.task.stream, 0, CPU)).kept.keep_learning_bytes - wanted
             assert abs(off) >= abs(kept - wanted)
 
 
@@ -197,3 +224,23 @@ def test_matched_runs_are_compared(
     assert f"{label} - ewc" in capsys.readouterr().out
     assert cli.main(["run", "--task", "synthetic_split", "--baseline", "er", "--match", "parameters"]) == 2
     assert "--match: a matched run needs --match BUDGET and --to BASELINE" in capsys.readouterr().err
+
+
+def test_a_name_that_is_not_known_is_refused_before_data_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line for all tasks and baselines; likewise where a target has no records, or a setting is not one."""
+    monkeypatch.setattr("clbench.matching.make_stream", lambda *_: pytest.fail("data were read"))
+    out = f"--seeds 1 --quiet --device cpu --out {tmp_path}"
+    many = f"run --task synthetic_split digits_split --baseline er finetune {out}"
+    for words, says in (
+        ("--match answer_bytes --to indepndent", "unknown baseline 'indepndent'. Did you mean 'independent'?"),
+        ("--match step_flops --to ewc --by widht", "unknown setting to size by 'widht'. Did you mean 'width'?"),
+    ):
+        assert cli.main([*many.split(), *words.split()]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert all(line.startswith(f"clbench: {says}") for line in lines)
+        assert len(lines) == (1 if "--to i" in words else 2)  # settings are each method's own
+    assert cli.main(f"run --task synthetic_split --baseline er {out} --match parameters --to den".split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "'den': its size depends on what it learns, and there is no finished run of it on synthetic_split" in line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from clbench import budgets
@@ -76,24 +76,30 @@ def _matches(options: argparse.Namespace, given: dict[str, Any]) -> list[Any]:
             raise UserError(f"--{alone}: a matched run needs --match BUDGET and --to BASELINE")
         return []
     from clbench import sweep
-    from clbench.matching import match
+    from clbench.matching import check_match, match
 
-    # Everything else that can be wrong is wrong before a size is looked for.
+    # Everything else that can be wrong is wrong before data are read and a size is looked for.
     sweep.plan(options.task, options.baseline, seeds(options.seeds), given)
-    found: list[Any] = []
-    lines: list[str] = []
-    for task in dict.fromkeys(options.task):
-        for baseline in dict.fromkeys(options.baseline):
+    pairs = [(task, one) for task in dict.fromkeys(options.task) for one in dict.fromkeys(options.baseline)]
+
+    def each(what: Callable[..., Any]) -> list[Any]:
+        found: list[Any] = []
+        lines: list[str] = []
+        for task, one in pairs:
             try:
                 found.append(
-                    match(task, baseline, options.to, options.match, by=options.by, overrides=given, runs=options.out)
+                    what(task, one, options.to, options.match, by=options.by, overrides=given, runs=options.out)
                 )
-                print(found[-1])
+                if found[-1] is not None:
+                    print(found[-1])
             except UserError as error:
                 lines += error.lines
-    if lines:
-        raise UserError(*dict.fromkeys(lines))
-    return found
+        if lines:
+            raise UserError(*dict.fromkeys(lines))
+        return found
+
+    each(check_match)
+    return each(match)
 
 
 def _jobs_of(found: Any, numbers: Sequence[int]) -> list[Any]:
@@ -103,7 +109,7 @@ def _jobs_of(found: Any, numbers: Sequence[int]) -> list[Any]:
 
 
 def _say_missed(matches: Sequence[Any], outcomes: Sequence[Any]) -> None:
-    """Say on stderr where a run kept more or less than its size promised: what it keeps depends on what it learns."""
+    """Say on stderr where a run cost more or less than its size promised: its costs depend on what it learns."""
     from clbench import records
 
     promised = {(found.experiment.task.name, found.experiment.label): found for found in matches}
@@ -111,12 +117,14 @@ def _say_missed(matches: Sequence[Any], outcomes: Sequence[Any]) -> None:
         found = promised.get((outcome.job.experiment.task.name, outcome.job.experiment.label))
         if found is None or outcome.status not in ("done", "skipped"):
             continue
-        kept = budgets.BUDGETS[found.budget](records.load(outcome.record).footprints[-1])
-        off = (kept - found.wanted) / found.wanted
+        cost = budgets.BUDGETS[found.budget](budgets.Costs.of(records.load(outcome.record)))
+        if cost is None:  # a record from before operations were counted
+            continue
+        off = (cost - found.wanted) / found.wanted
         if abs(off) > budgets.TOLERANCE:
             print(
-                f"clbench: {outcome.job}: {found.budget} came out {off:+.1%} from {found.to}'s: what this method keeps "
-                "depends on what it learns",
+                f"clbench: {outcome.job}: {found.budget} came out {off:+.1%} from {found.to}'s: what this method costs "
+                "depends on how it learns",
                 file=sys.stderr,
             )
 

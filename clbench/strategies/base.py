@@ -77,10 +77,11 @@ class Strategy(SupervisedTemplate):
     answers_with: ClassVar[frozenset[str]] = frozenset()
     """Those of `stores` that are needed to answer, not only to learn on."""
     sized_by: ClassVar[tuple[str, ...]] = ("width",)
-    """What gives way where the method is to meet a budget (`clbench run --match`), the first that moves it: a setting
-    that is a number, or "width", that of the net."""
+    """What gives way to a budget (`clbench run --match`), the first that meets it: a number's setting, or "width"."""
     sized_by_learning: ClassVar[bool] = False
     """Whether what is kept after the last task depends on what was learned, not on the tasks alone."""
+    work_by_steps: ClassVar[bool] = False
+    """Whether what a step of the last task computes depends on how many steps came before."""
 
     def __init__(self, *, setup: Setup, config: Any) -> None:
         net = setup.new_net().to(setup.device)

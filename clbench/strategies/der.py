@@ -53,6 +53,7 @@ class DER(Strategy):
 
     stores: ClassVar[tuple[str, ...]] = ("memory",)
     sized_by: ClassVar[tuple[str, ...]] = ("buffer", "width")
+    work_by_steps = True
 
     def __init__(self, *, setup: Setup, config: Config) -> None:
         super().__init__(setup=setup, config=config)
