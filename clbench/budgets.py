@@ -45,6 +45,9 @@ BUDGETS: dict[str, Callable[[Costs], int | None]] = {
 }
 """By name; the first is taken unless another is asked for. None: unknown, as nothing was counted."""
 
+WORK = frozenset({"answer_flops", "step_flops"})
+"""Those of them that may fall where a size grows: what it takes to generate weights goes by how they are cut up."""
+
 DEFAULT = next(iter(BUDGETS))
 TOLERANCE = 0.02
 """Budgets that are no further apart, as a share of the one that is matched, are equal."""

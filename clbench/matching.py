@@ -9,11 +9,13 @@ to none.
 
 What is changed is the first of `Strategy.sized_by` that meets the budget: a setting (a replay buffer, the compression
 of a hypernetwork), or "width", the widths of the net's layers in proportion. Whole numbers are tried one by one, reals
-in steps of 1e-4; of those the nearest is taken. Budgets are taken to grow with sizes.
+in steps of 1e-4; of those the nearest is taken. Budgets are taken to grow with sizes, but for those of work: where they
+miss, sizes up to 16 times smaller and larger are tried besides, and what lies between two that work in opposite ways.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +24,7 @@ from typing import Any
 
 import torch
 
-from clbench.budgets import BUDGETS, TOLERANCE, Costs
+from clbench.budgets import BUDGETS, TOLERANCE, WORK, Costs
 from clbench.errors import UserError, unknown
 from clbench.flops import StepCounter, of_answer
 from clbench.footprint import footprint
@@ -257,6 +259,8 @@ def _search(start: Experiment, stream: Stream, to: str, budget: str, wanted: flo
         if cost(cost.begin) == cost(2 * cost.begin):
             continue
         size = _nearest(cost, cost.begin, wanted)
+        if budget in WORK and abs((cost(size) or 0) - wanted) > TOLERANCE * wanted:
+            size = _nearest_of_many(cost, cost.begin, wanted)
         reached, changes = cost(size), cost.changes(size)
         assert reached is not None
         before = _now(start, changes)
@@ -269,8 +273,8 @@ def _search(start: Experiment, stream: Stream, to: str, budget: str, wanted: flo
             nearest = abs(found.off), f"{reached:,} ({found.off:+.1%}), with {size_of_it}"
     if nearest is not None:
         raise UserError(
-            f"'{start.label}' on {start.task.name}: {budget} of '{to}' is {wanted:,.0f}; the nearest it can be is "
-            f"{nearest[1]}"
+            f"'{start.label}' on {start.task.name}: {budget} of '{to}' is {wanted:,.0f}; the nearest "
+            f"{'found' if budget in WORK else 'it can be'} is {nearest[1]}"
         )
     raise UserError(f"'{start.label}' on {start.task.name}: {' and '.join(ways)} does not change {budget}")
 
@@ -297,6 +301,24 @@ def _nearest(cost: Callable[[int], int | None], begin: int, wanted: float) -> in
     seen = {size: value for size in (low, high) if size > 0 and (value := cost(size)) is not None}
     if not seen:
         raise UserError("no size will do: the method cannot be built with any that was tried")
+    return min(seen, key=lambda size: (abs(seen[size] - wanted), size))
+
+
+def _nearest_of_many(cost: Callable[[int], int | None], begin: int, wanted: float) -> int:
+    """Return the nearest of many whole numbers, 1 or more, where a cost may rise and fall."""
+    sizes = sorted({max(1, round(begin * 2 ** (step / 8))) for step in range(-32, 33)})
+    seen = {size: value for size in sizes if (value := cost(size)) is not None}
+    for low, high in itertools.pairwise(sizes):
+        if low not in seen or high not in seen:
+            continue
+        rises = seen[low] < wanted
+        while high - low > 1 and rises != (seen[high] < wanted):
+            middle = (low + high) // 2
+            value = cost(middle)
+            if value is None:
+                break
+            seen[middle] = value
+            low, high = (middle, high) if rises == (value < wanted) else (low, middle)
     return min(seen, key=lambda size: (abs(seen[size] - wanted), size))
 
 
