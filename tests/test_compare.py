@@ -108,6 +108,30 @@ def test_what_seeds_cannot_tell_is_said(runs: Path) -> None:
     assert "With 3 seeds an exact sign-flip test cannot go below 0.25" in said
 
 
+def test_every_metric_says_what_its_seeds_cannot_tell_in_its_own_unit(runs: Path) -> None:
+    """Seconds 10, 40 and 20 against 20 each: differences -10, 20 and 0, s = 15.275, times 3.264044: 49.86 seconds."""
+    for seed, accuracy in enumerate((0.89, 0.94, 0.92)):
+        slower = 1 + 0.02 * seed  # as the factory makes later seeds
+        make_record("toy", "si", seed, acc=[[accuracy]], seconds=(10.0, 40.0, 20.0)[seed] / slower).save(runs)
+        make_record("toy", "lwf", seed, acc=[[MINE[seed]]], seconds=20.0 / slower).save(runs)
+    found = compare(runs, "si", ["mine"], metrics=["average_accuracy", "learning_accuracy"])
+    said = console(found)
+    assert (
+        "si - mine: not decided, the interval holds 0; 3 seeds can detect a difference of 8.2 points in ACC, "
+        "8.2 points in LA"
+    ) in said
+    said = console(compare(runs, "si", ["lwf"], metrics=["seconds"]))
+    assert "si - lwf, Time: not decided, the interval holds 0; 3 seeds can detect a difference of 49.9 s" in said
+
+
+def test_bca_says_that_p_and_detects_go_by_t(runs: Path) -> None:
+    words = "p and Detects go by t all the same"
+    for interval in ("t", "bca"):
+        found = compare(runs, "mine", ["ewc"], metrics=["average_accuracy"], interval=interval)  # type: ignore[arg-type]
+        assert (words in console(found)) == (interval == "bca")
+        assert (words in " ".join(table(found, found.blocks[0]).caption)) == (interval == "bca")
+
+
 def test_one_pair_has_no_interval(runs: Path) -> None:
     save(runs, "si", [0.8])
     found = compare(runs, "mine", ["si"], metrics=["average_accuracy"])

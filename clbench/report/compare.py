@@ -342,16 +342,8 @@ def notes(lines: Iterable[Line]) -> list[str]:
     said = [line for pairing in pairings for line in pairing.left_out]
     single = [pairing for pairing in pairings if len(pairing.pairs) == 1]
     said += [f"{pairing.name}: one pair of runs: no interval and no test" for pairing in single]
-    main = next((line.measure for line in known if not line.measure.is_cost), None)
-    for line in known:
-        found = line.found
-        if line.measure is main and found.detectable is not None and not found.decided:
-            can = amount(found.detectable, line.measure.unit)
-            points = " points" if line.measure.unit in ("fraction", "area") else ""
-            said.append(
-                f"{line.pairing.name}, {line.measure.label}: not decided, the interval holds 0; {found.n} seeds can "
-                f"detect a difference of {can}{points}"
-            )
+    for pairing in pairings:
+        said += _undecided([line for line in known if line.pairing.name == pairing.name])
     for line in known:
         if line.found.test == "sign-flip":
             said.append(
@@ -359,3 +351,28 @@ def notes(lines: Iterable[Line]) -> list[str]:
                 "sign-flip test"
             )
     return list(dict.fromkeys(said))
+
+
+def _undecided(lines: Sequence[Line]) -> list[str]:
+    """Return what the seeds of one pairing cannot tell, in a line for each number of seeds."""
+    open_ones = [line for line in lines if line.found.detectable is not None and not line.found.decided]
+    said = []
+    for n in dict.fromkeys(line.found.n for line in open_ones):
+        few = [line for line in open_ones if line.found.n == n]
+        sizes = [_words(line) for line in few]
+        what = f"{n} seeds can detect a difference of"
+        if len(few) == 1:
+            label = few[0].measure.label
+            said.append(f"{few[0].pairing.name}, {label}: not decided, the interval holds 0; {what} {sizes[0]}")
+        else:
+            each = ", ".join(f"{size} in {line.measure.label}" for size, line in zip(sizes, few, strict=True))
+            said.append(f"{few[0].pairing.name}: not decided, the interval holds 0; {what} {each}")
+    return said
+
+
+def _words(line: Line) -> str:
+    """Return the difference that a line's seeds can detect, with its unit."""
+    unit = line.measure.unit
+    assert line.found.detectable is not None
+    words = {"fraction": " points", "area": " points", "seconds": " s"}.get(unit, "")
+    return amount(line.found.detectable, unit) + words

@@ -126,7 +126,8 @@ def _how(found: Compared, lines: Sequence[Line]) -> Iterable[str]:
         held = ", ".join(f"{share:.0%} for {n}" for n, share in BCA_COVERS.items())
         yield (
             "[95 %]: BCa bootstrap interval of the mean difference. With few seeds it is too short: of normal "
-            f"differences it holds the true mean in {held} seeds; Student's t in 95 %."
+            f"differences it holds the true mean in {held} seeds; Student's t in 95 %. "
+            "p and Detects go by t all the same."
         )
     else:
         yield "[95 %]: Student-t interval of the mean difference."
