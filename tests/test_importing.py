@@ -259,6 +259,48 @@ def test_every_format_refuses_a_file_of_none(recipe: Path) -> None:
             take(written(recipe.parent, "no accuracies in here\n", "x.txt"), recipe, format_name=name)
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            ".7,.1,.1\n.6,.7,.1\n.5,.6,.7\n",
+            "taken as fractions, none is above 1 (the largest is 0.7); else: --scale percent",
+        ),
+        ("70,.1,.1\n60,70,.1\n.5,60,70\n", "taken as percent, 70 (line 1) is no fraction"),
+        ("70%,1%,1%\n60%,70%,1%\n5%,6%,7%\n", ""),
+    ],
+)
+def test_a_guessed_scale_is_told(recipe: Path, text: str, says: str) -> None:
+    file = written(recipe.parent, text)
+    (found,) = take(file, recipe)
+    assert found.assumed == says
+    assert take(file, recipe, scale="percent", label="said")[0].assumed == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.csv", "1,0,0\n1,1,0\n1,1,1\n", "a.csv: only 0 and 1: percent or fractions? Say which by --scale"),
+        (
+            "logs.pyd",
+            "{'accuracy_1_task1': 0.9, 'accuracy_1_task2': 0.8, 'accuracy_2_task2': 0.9, 'accuracy_1_task3': 0.7, "
+            "'accuracy_2_task3': 0.7, 'accuracy_3_task3': 0.9, 'forgetting': 12.5}\n",
+            "no accuracy above 0.9, but its own forgetting is 12.5: percent or fractions? Say which by --scale",
+        ),
+    ],
+)
+def test_numbers_of_either_scale_are_refused_until_it_is_said(recipe: Path, name: str, text: str, says: str) -> None:
+    """A net that learned nothing is right on 1 % of 100 classes: percent, and no matrix of perfect accuracies."""
+    file = written(recipe.parent, text, name)
+    with pytest.raises(UserError) as caught:
+        take(file, recipe)
+    (line,) = caught.value.lines
+    assert says in line
+    for scale, by in (("percent", 100), ("fraction", 1)) if name == "a.csv" else (("percent", 100),):
+        (found,) = take(file, recipe, scale=scale, label=scale)
+        assert found.record.acc[0][0] == (1 if name == "a.csv" else 0.9) / by
+
+
 # -------------------------------------------------------------------------------------------------- records and reports
 
 
@@ -297,6 +339,32 @@ def test_the_same_file_again_changes_nothing_and_another_takes_no_ones_place(rec
         take(FILES / "facil" / "acc_taw-2026-01-31-12-00.txt", recipe)
 
 
+def test_one_run_is_not_two_seeds(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same file twice, under another seed, copied with a comment, or in a log that went on; nothing is written."""
+    runs = recipe.parent / "runs"
+    file, other = FILES / "acc.csv", FILES / "facil" / "acc_taw-2026-01-31-12-00.txt"
+    words = ["import", "--task", str(recipe), "--baseline", "ewc", "--out", str(runs)]
+    assert cli.main([*words, str(file), str(file)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "clbench: acc.csv, run 1: is run 1 of acc.csv again (seed 0): one run is not two seeds"
+    assert not runs.exists()
+    (first,) = take(file, recipe)
+    copy = written(recipe.parent, file.read_text() + "\n", "copy.csv")
+    for again in (file, copy):
+        with pytest.raises(UserError, match=r"run 1: is run 1 of acc.csv again \(seed 0\)"):
+            take(again, recipe, seed=3)
+    assert [path.name for path in sorted(runs.rglob("*.json"))] == [first.path.name]
+    assert take(file, recipe, label="another")[0].is_new
+    with pytest.raises(UserError, match="one run is not two seeds"):  # the same matrix by another tool
+        take(other, recipe, seed=1)
+
+
+def test_runs_that_learned_nothing_may_be_alike(recipe: Path) -> None:
+    for seed, end in enumerate(("", "\n")):
+        file = written(recipe.parent, "50\n50 50\n50 50 50" + end)
+        assert take(file, recipe, seed=seed)[0].is_new
+
+
 def test_reports_show_imported_results_apart_from_ours_and_with_their_source(recipe: Path, tmp_path: Path) -> None:
     """Ours and theirs under one label, one seed and one protocol: two rows of one run each, no average of both."""
     (found,) = take(FILES / "acc.csv", recipe)
@@ -332,7 +400,9 @@ def test_the_command_imports_and_says_what_it_found(
     words = ["import", str(FILES / "acc.csv"), "--task", str(recipe), "--baseline", "PODNet"]
     words += ["--out", str(tmp_path / "r")]
     assert cli.main(words) == 0
-    said = capsys.readouterr().out
+    found = capsys.readouterr()
+    said = found.out
+    assert found.err.startswith("clbench: acc.csv: taken as fractions, none is above 1 (the largest is 0.9")
     assert "acc.csv, run 1: clarena, read as fraction; written:" in said
     assert "PODNet (clarena)" in said
     assert cli.main([*words[:3], "no_such_task", *words[4:]]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,10 @@ def _import(options: argparse.Namespace) -> int:
         options.file, task=options.task, label=options.baseline, runs=options.out, seed=options.seed,
         format_name=options.format, scale=options.scale,
     )  # fmt: skip
+    guessed = {(str(result.record.imported and result.record.imported.file), result.assumed) for result in results}
+    for file, assumed in sorted(guessed):
+        if assumed:
+            print(f"clbench: {file}: {assumed}", file=sys.stderr)
     for result in results:
         source = result.record.imported
         assert source is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from clbench.errors import UserError
@@ -55,6 +55,8 @@ class Matrix:
     """(T,)."""
     scale: str
     """What the file had: "percent" or "fraction"."""
+    assumed: str
+    """How the scale was guessed; "" where it was said."""
     told: dict[str, float]
     """The tool's own scores, fractions."""
     notes: list[str]
@@ -101,7 +103,7 @@ def to_matrix(table: Table, n_tasks: int, where: str, scale: str | None = None) 
         scale: "percent" or "fraction"; None detects it.
 
     Raises:
-        UserError: a shape that is not (T, T) or its lower triangle, a hole in it, values of no one scale.
+        UserError: a shape that is not (T, T) or its lower triangle, a hole in it, values of no one scale or of either.
     """
     rows = table.rows
     if len(rows) != n_tasks:
@@ -130,7 +132,7 @@ def to_matrix(table: Table, n_tasks: int, where: str, scale: str | None = None) 
     elif above and all(math.isnan(value) for value in above):
         notes.append("no accuracy on tasks not learned yet: forward transfer is unknown")
     known = [one for row in (*full, table.init) for one in row if not math.isnan(one.value)]
-    found = scale or _scale(known, [full[i][i] for i in range(n_tasks)], where)
+    found, assumed = (scale, "") if scale else _scale(known, [full[i][i] for i in range(n_tasks)], table.told, where)
     top = 100.0 if found == "percent" else 1.0
     for one in known:
         if not 0 <= one.value <= top:
@@ -140,20 +142,34 @@ def to_matrix(table: Table, n_tasks: int, where: str, scale: str | None = None) 
         acc=[[one.value / by for one in row] for row in full],
         init=[one.value / by for one in table.init] or [math.nan] * n_tasks,
         scale=found,
+        assumed=assumed,
         told={name: value / by for name, value in table.told.items()},
         notes=notes,
     )
 
 
-def _scale(known: Sequence[Cell], diagonal: Sequence[Cell], where: str) -> str:
-    """Return whether numbers are percent or fractions. Raises UserError where some are one and some the other."""
+def _scale(known: Sequence[Cell], diagonal: Sequence[Cell], told: Mapping[str, float], where: str) -> tuple[str, str]:
+    """Return whether numbers are percent or fractions, and what was assumed; "" where percent signs say it.
+
+    Raises UserError where some are one and some the other, and where they could be either.
+    """
     signed = [one for one in known if one.is_percent]
     if signed and len(signed) < len(known):
         bare = next(one for one in known if not one.is_percent)
         raise UserError(f"{where}:{bare.line}: mixed, {bare.value:g} has no percent sign and others have one")
     above = [one for one in known if one.value > 1]
     if not signed and not above:
-        return "fraction"
+        largest = max((one.value for one in known), default=0.0)
+        # A net that learned nothing is right on 1 % of 100 classes, always.
+        if all(one.value in (0, 1) for one in known):
+            raise UserError(f"{where}: only 0 and 1: percent or fractions? Say which by --scale")
+        over = next((name for name, value in told.items() if abs(value) > 1), None)
+        if over is not None:
+            raise UserError(
+                f"{where}: no accuracy above {largest:g}, but its own {over} is {told[over]:g}: percent or fractions? "
+                "Say which by --scale"
+            )
+        return "fraction", f"taken as fractions, none is above 1 (the largest is {largest:g}); else: --scale percent"
     # What was learned a moment ago is hardly below 1 %: there the file has changed its scale.
     odd = [one for one in diagonal if 0 < one.value <= 1]
     if not signed and odd:
@@ -161,4 +177,6 @@ def _scale(known: Sequence[Cell], diagonal: Sequence[Cell], where: str) -> str:
             f"{where}:{odd[0].line}: mixed, {odd[0].value:g} on a task just learned beside {above[0].value:g} "
             f"(line {above[0].line}): percent or fractions? Say which by --scale"
         )
-    return "percent"
+    if signed:
+        return "percent", ""
+    return "percent", f"taken as percent, {above[0].value:g} (line {above[0].line}) is no fraction"

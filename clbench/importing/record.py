@@ -6,7 +6,9 @@ rows of their own, `<label> (<tool>)`, and never average or pair them with runs 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,8 @@ class Result:
     record: RunRecord
     path: Path
     is_new: bool
+    assumed: str
+    """What scale its numbers were guessed to have, and why; "" where it was said."""
 
 
 def import_files(
@@ -60,7 +64,7 @@ def import_files(
     spec = recipes.load_task(task)
     if not label or not all(char.isalnum() or char in "_.+-@" for char in label) or label.startswith("."):
         raise UserError(f"--baseline '{label}': a name of {_LABEL}")
-    found: list[RunRecord] = []
+    found: list[tuple[RunRecord, str]] = []
     problems: list[str] = []
     for file in files:
         try:
@@ -68,12 +72,14 @@ def import_files(
         except UserError as error:
             problems += error.lines
     results = []
-    for record in found if not problems else ():
+    if not problems:
+        problems += _twice([record for record, _ in found], runs)
+    for record, assumed in found if not problems else ():
         path = record.path(runs)
         same = path.is_file() and load(path).imported == record.imported and load(path).task.hash == record.task.hash
         if path.is_file() and not same:
-            problems.append(f"{path}: has another result ({_source(path)}); give another --seed or --baseline")
-        results.append(Result(record, path, not same))
+            problems.append(f"{path}: has another result ({_source(load(path))}); give another --seed or --baseline")
+        results.append(Result(record, path, not same, assumed))
     if problems:
         raise UserError(*problems)
     for result in results:
@@ -82,7 +88,42 @@ def import_files(
     return results
 
 
-def _records(file: Path, task: TaskSpec, label: str, seed: int, format_name: str, scale: str | None) -> list[RunRecord]:
+def _twice(found: Sequence[RunRecord], runs: Path) -> list[str]:
+    """Return a line for every run that would count twice: it is there under another seed, or twice in the files."""
+    there: list[tuple[Path, RunRecord]] = []
+    for path in sorted(found[0].path(runs).parent.glob("seed*-unknown.json")) if found else ():
+        with contextlib.suppress(UserError):  # a damaged record is the report's to tell
+            there.append((path, load(path)))
+    lines = []
+    for record in found:
+        path = record.path(runs)
+        twin = next(((where, other) for where, other in there if where != path and _is_same(record, other)), None)
+        if twin is not None and record.imported is not None:
+            lines.append(
+                f"{record.imported.file}, run {record.imported.run}: is {_source(twin[1])} again (seed "
+                f"{twin[1].seed}): one run is not two seeds"
+            )
+        there.append((path, record))
+    return lines
+
+
+def _is_same(one: RunRecord, other: RunRecord) -> bool:
+    """Whether two records are of one run: of the same bytes, or the same accuracies to the last digit.
+
+    A log that went on, or a copy with a comment, has other bytes. Accuracies of two values at most (all right, all at
+    chance) may well be those of two runs.
+    """
+    if one.imported is None or other.imported is None or one.task.hash != other.task.hash:
+        return False
+    if (one.imported.sha256, one.imported.run) == (other.imported.sha256, other.imported.run):
+        return True
+    values = {value for row in one.acc for value in row if not math.isnan(value)}
+    return len(values) > 2 and repr(one.acc) == repr(other.acc)
+
+
+def _records(
+    file: Path, task: TaskSpec, label: str, seed: int, format_name: str, scale: str | None
+) -> list[tuple[RunRecord, str]]:
     tool, tables = read(file, format_name, task.stream.n_tasks, task.stream.scenario)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     records = []
@@ -92,7 +133,7 @@ def _records(file: Path, task: TaskSpec, label: str, seed: int, format_name: str
         source = Imported(
             tool=tool, file=file.name, sha256=digest, run=number, scale=matrix.scale, told=matrix.told, notes=notes
         )
-        records.append(_record(task, label, seed + number - 1, source, matrix))
+        records.append((_record(task, label, seed + number - 1, source, matrix), matrix.assumed))
     return records
 
 
@@ -142,6 +183,6 @@ def _record(task: TaskSpec, label: str, seed: int, source: Imported, matrix: Mat
     )
 
 
-def _source(path: Path) -> str:
-    source = load(path).imported
+def _source(record: RunRecord) -> str:
+    source = record.imported
     return "of this suite" if source is None else f"run {source.run} of {source.file}"
