@@ -249,7 +249,8 @@ def test_a_name_that_is_not_known_is_refused_before_data_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One line for all tasks and baselines; likewise where a target has no records, or a setting is not one."""
-    monkeypatch.setattr("clbench.matching.make_stream", lambda *_: pytest.fail("data were read"))
+    for name in ("matching.make_stream", "data.load"):
+        monkeypatch.setattr(f"clbench.{name}", lambda *_, **__: pytest.fail("data were read"))
     out = f"--seeds 1 --quiet --device cpu --out {tmp_path}"
     many = f"run --task synthetic_split digits_split --baseline er finetune {out}"
     for words, says in (

@@ -78,8 +78,6 @@ def _matches(options: argparse.Namespace, given: dict[str, Any]) -> list[Any]:
     from clbench import sweep
     from clbench.matching import check_match, match
 
-    # Everything else that can be wrong is wrong before data are read and a size is looked for.
-    sweep.plan(options.task, options.baseline, seeds(options.seeds), given)
     pairs = [(task, one) for task in dict.fromkeys(options.task) for one in dict.fromkeys(options.baseline)]
 
     def each(what: Callable[..., Any]) -> list[Any]:
@@ -98,7 +96,9 @@ def _matches(options: argparse.Namespace, given: dict[str, Any]) -> list[Any]:
             raise UserError(*dict.fromkeys(lines))
         return found
 
+    # What can be wrong is wrong before data are read, and all of it before a size is looked for.
     each(check_match)
+    sweep.plan(options.task, options.baseline, seeds(options.seeds), given)
     return each(match)
 
 
