@@ -345,7 +345,7 @@ def load(path: Path) -> RunRecord:
         UserError: the file is damaged, of another schema, or not a record; the line names the file and the key.
     """
     try:
-        raw = json.loads(path.read_bytes())
+        raw = json.loads(path.read_bytes(), parse_constant=_no_number)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: damaged record ({_first_line(error)})") from None
     if not isinstance(raw, dict):
@@ -362,6 +362,11 @@ def load(path: Path) -> RunRecord:
     if problem:
         raise UserError(f"{path}: damaged record ({problem})")
     return record
+
+
+def _no_number(word: str) -> None:
+    """Refuse what Python's reader takes and JSON has not: no record is written with it."""
+    raise ValueError(f"{word} is no number")
 
 
 def load_all(runs: Path) -> tuple[list[RunRecord], list[str]]:

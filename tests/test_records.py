@@ -52,6 +52,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         (lambda text: text.replace('"schema_number": 1', '"schema_number": 99'), "schema_number is 99"),
         (lambda text: text.replace('"seed": 0', '"seed": "zero"'), "seed"),
         (lambda text: text.replace('"status": "done"', '"status": "perfect"'), "status"),
+        (lambda text: text.replace('"total_seconds": ', '"total_seconds": Infinity, "x": '), "Infinity is no number"),
+        (lambda text: "", "damaged record"),
         (lambda text: _with_acc(text, lambda acc: acc[:-1]), "rows for"),
         (lambda text: _with_acc(text, lambda acc: [row[:-1] for row in acc]), "columns"),
         (lambda text: _with_acc(text, lambda acc: [[1.5, *acc[0][1:]], *acc[1:]]), r"outside \[0, 1\]"),
