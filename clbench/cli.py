@@ -3,7 +3,8 @@
 0 all went well, 1 a run failed (or `report --check` found something stale), 2 a mistake of the user's: one line each on
 stderr, and nothing written.
 
-Commands import what they need when they are called: torch takes seconds, and `clbench report` needs none of it.
+Commands import what they need when they are called: torch takes seconds, and `clbench report` needs none of it. They
+are imported themselves when `main` is called, so that Ctrl-C is answered from the first moment.
 """
 
 from __future__ import annotations
@@ -15,24 +16,26 @@ from collections.abc import Sequence
 from typing import Any
 
 from clbench import __version__
-from clbench.commands import compare, data, doctor, import_, lab, new, recipe, report, reproduce, run, tune, variance
 from clbench.errors import UserError
-
-COMMANDS = (run, report, compare, variance, reproduce, import_, recipe, tune, new, data, lab, doctor)
-"""In the order of `--help`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     # avalanche imports wandb, which must neither ask for an account nor reach for the network.
     os.environ.setdefault("WANDB_MODE", "offline")
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         code: int = options.call(options)
         return code
     except UserError as error:
         for line in error.lines:
             print(f"clbench: {line}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        package = (error.name or "clbench").partition(".")[0]
+        if package == "clbench":
+            raise
+        print(f"clbench: the package {package} is not here; try: pip install {package}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("clbench: stopped; the same command goes on where it was", file=sys.stderr)
@@ -51,6 +54,21 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from clbench.commands import (
+        compare,
+        data,
+        doctor,
+        import_,
+        lab,
+        new,
+        recipe,
+        report,
+        reproduce,
+        run,
+        tune,
+        variance,
+    )  # fmt: skip
+
     parser = _Parser(
         prog="clbench",
         description="A continual-learning benchmark suite: strategies, task streams, and what each of them costs.",
@@ -58,7 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"clbench {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in COMMANDS:
+    # In the order of `--help`.
+    for module in (run, report, compare, variance, reproduce, import_, recipe, tune, new, data, lab, doctor):
         module.register(commands)
     return parser
 

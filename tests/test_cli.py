@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +17,7 @@ import pytest
 
 from clbench import cli, recipes
 from clbench.published_row import PublishedRow
-from clbench.report import published
+from clbench.report import build, published
 
 
 def call(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -352,3 +357,49 @@ def test_the_data_example_works_as_printed(
     assert "60,000 + 10,000" in out
     assert call("data verify", capsys)[0] == 0
     shutil.rmtree("cache")
+
+
+# ----------------------------------------------------------------------------------------------- stopped, or incomplete
+
+
+def test_ctrl_c_is_one_line_from_the_first_moment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while the commands themselves are imported: the module of the command line takes nothing heavy with it."""
+    code = (
+        "import sys, clbench.cli, clbench.report.rebuild; "
+        "print({'pydantic', 'numpy', 'matplotlib', 'torch'} & set(sys.modules), 'clbench.commands' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "set() False\n"
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_parser", stop)
+    assert call("run", capsys) == (130, "", "clbench: stopped; the same command goes on where it was\n")
+
+
+def test_a_package_that_is_not_here_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where tensorboard is missing, which avalanche needs to be imported. A module of ours is a mistake of ours."""
+    for name in ("tensorboard", "tensorboard.compat"):
+        monkeypatch.setattr(cli, "_parser", lambda name=name: importlib.import_module("no_such_thing." + name))
+        code, out, err = call("run", capsys)
+        assert (code, out) == (2, "")
+        assert err == "clbench: the package no_such_thing is not here; try: pip install no_such_thing\n"
+    monkeypatch.setattr(cli, "_parser", lambda: importlib.import_module("clbench.no_such_thing"))
+    with pytest.raises(ModuleNotFoundError):
+        call("run", capsys)
+
+
+def test_processes_that_draw_leave_ctrl_c_to_the_one_that_waits() -> None:
+    code = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    command = [sys.executable, "-c", code]
+    with build._children_deaf():
+        deaf = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert deaf == "True\n"
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False\n"
+    with pytest.raises(KeyboardInterrupt), build._children_deaf():  # it is only put off
+        os.kill(os.getpid(), signal.SIGINT)

@@ -127,7 +127,7 @@ def test_every_metric_says_what_its_seeds_cannot_tell_in_its_own_unit(runs: Path
 def test_bca_says_that_p_and_detects_go_by_t(runs: Path) -> None:
     words = "p and Detects go by t all the same"
     for interval in ("t", "bca"):
-        found = compare(runs, "mine", ["ewc"], metrics=["average_accuracy"], interval=interval)  # type: ignore[arg-type]
+        found = compare(runs, "mine", ["ewc"], metrics=["average_accuracy"], interval=interval)
         assert (words in console(found)) == (interval == "bca")
         assert (words in " ".join(table(found, found.blocks[0]).caption)) == (interval == "bca")
 

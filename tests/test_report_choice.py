@@ -245,6 +245,31 @@ def test_the_script_names_records_and_versions_that_changed(folder: Path, capsys
     assert rebuild(str(folder / "rebuild.py"), "../none", asked, then, []) == 2
 
 
+def test_the_script_is_stopped_by_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("clbench.report.build.build", stop)
+    assert rebuild(str(folder / "rebuild.py"), "../runs", {}, provenance.versions(), []) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "rebuild.py: stopped; call it again"
+
+
+def test_the_script_works_from_any_folder_and_under_any(folder: Path, tmp_path: Path) -> None:
+    """The records lie beside the folder that it stands in, wherever it is called."""
+    elsewhere = tmp_path / "else where"
+    elsewhere.mkdir()
+    before = contents(folder)
+    command = [sys.executable, "../out/rebuild.py"]
+    done = subprocess.run(
+        command, cwd=elsewhere, env={"PYTHONPATH": str(ROOT)}, check=True, capture_output=True, text=True
+    )
+    assert done.stderr == ""
+    assert contents(folder) == before
+    assert not list(elsewhere.iterdir())
+
+
 def test_the_list_of_records_has_what_is_reported_and_nothing_else(folder: Path) -> None:
     """`sha256sum` of the file gives the same digits."""
     (row,) = csv.DictReader(io.StringIO((folder / "tables" / "records.csv").read_text()))

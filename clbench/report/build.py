@@ -15,12 +15,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
-from collections.abc import Iterable, Sequence
+import signal
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from clbench.errors import UserError
@@ -44,6 +46,7 @@ from clbench.report.measures import Measure, chosen
 from clbench.report.page import page_html
 from clbench.report.published import Comparison, Row
 from clbench.report.readme import Shown, filled
+from clbench.report.rebuild import SCRIPT
 from clbench.report.select import Block, Selection, TaskBlocks, select
 from clbench.report.style import Plot, looks, render
 from clbench.report.writers import TextTable, grid, to_csv, to_latex, to_markdown
@@ -169,8 +172,31 @@ def _draw(
     if count < 2:
         return kept | _rendered(missing)
     shares = [(runs, out, choice, {name for name, _ in missing[i::count]}) for i in range(count)]
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-        return kept | {name: files for made in pool.map(_draw_share, shares) for name, files in made.items()}
+    before = set(active_children())
+    pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"))
+    try:
+        with _children_deaf():
+            futures = [pool.submit(_draw_share, share) for share in shares]
+        return kept | {name: files for future in futures for name, files in future.result().items()}
+    except BaseException:
+        for child in set(active_children()) - before:
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown()
+
+
+@contextlib.contextmanager
+def _children_deaf() -> Iterator[None]:
+    """Keep Ctrl-C from processes that are started here, for good, and from this one until the end of the block.
+
+    A terminal sends it to all of them: this one is to answer, once.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _draw_share(share: tuple[Path, Path, Choice, set[str]]) -> dict[str, dict[str, bytes]]:
@@ -315,7 +341,7 @@ def _compose(runs: Path, out: Path, choice: Choice) -> _Report:
     problems = (*selection.problems, *broken, *mismatched, *damaged)
     texts["README.md"] = _index(selection, made, plots, problems)
     texts[provenance.RECORDS] = provenance.records_csv([*finished, *selection.unfinished], runs)
-    beside = {provenance.SCRIPT: provenance.script(choice.options(), runs, out)}
+    beside = {SCRIPT: provenance.script(choice.options(), runs, out)}
     if choice.style is not None:
         beside[provenance.STYLE] = choice.style.read_text(encoding="utf-8")
     return _Report(
@@ -362,7 +388,7 @@ def _index(
         lines += [f"## {lab.TITLE}", "", f"Tables: {', '.join(f'[{kind}]({lab.NAME}.{kind})' for kind in KINDS)}.", ""]
         lines += [line for stem in lab.stems(plots) for line in _figure_links(stem, plots[stem])]
         lines.append("")
-    lines += [f"Made from these records: [csv]({provenance.RECORDS}). `{provenance.SCRIPT}` makes all of it again.", ""]
+    lines += [f"Made from these records: [csv]({provenance.RECORDS}). `{SCRIPT}` makes all of it again.", ""]
     if selection.remarks:
         lines += ["## To know", "", *(f"- {_quoted(line)}" for line in selection.remarks), ""]
     if problems:

@@ -18,9 +18,10 @@ from pathlib import Path
 from clbench import __version__
 from clbench.errors import UserError
 from clbench.records import RunRecord
+from clbench.report.rebuild import SCRIPT
 from clbench.report.writers import to_csv
 
-SCRIPT, RECORDS, STYLE = "rebuild.py", "records.csv", "style.toml"
+RECORDS, STYLE = "records.csv", "style.toml"
 PACKAGES = ("matplotlib", "numpy", "scipy")
 """What the bytes of a report depend on, besides records and clbench."""
 _HEADER = ("record", "task", "baseline", "seed", "device", "status", "sha256")
