@@ -12,7 +12,7 @@ import pytest
 
 from clbench import cli
 from clbench.errors import UserError
-from clbench.record_parts import Imported
+from clbench.record_parts import Flops, Imported
 from clbench.report.compare import Compared, compare
 from clbench.report.compare_table import CSV, console, table, write
 from clbench.report.measures import difference
@@ -259,6 +259,21 @@ def test_matched_pairs_are_found_among_all_settings(tmp_path: Path) -> None:
     (made,) = (table(found, block) for block in found.blocks)
     assert "no further than 2% apart in To answer" in " ".join(made.caption)
     assert made.label == "toy-compare-mine-answer-bytes"
+
+
+def test_work_is_a_budget_and_unknown_where_it_was_not_counted(tmp_path: Path) -> None:
+    """Operations of an answer 1000, 1010 and unknown: the first two are 1 % apart."""
+    for label, answer in (("mine", 1000), ("ewc", 1010), ("si", None)):
+        for seed, accuracy in enumerate(MINE):
+            record = make_record("toy", label, seed, acc=[[accuracy - 0.01 * seed * (label == "ewc")]])
+            work = [] if answer is None else [Flops(step=5, step_samples=1, steps=1, train=5, answer=answer)]
+            record.model_copy(update={"flops": work}).save(tmp_path)
+    found = compare(tmp_path, "mine", ["ewc", "si"], metrics=["average_accuracy"], matched="answer_flops")
+    assert {line.pairing.name for line in found.lines} == {"mine - ewc"}
+    assert "at equal FLOPs/answer" in console(found)
+    with pytest.raises(UserError) as caught:
+        compare(tmp_path, "mine", ["si"], matched="answer_flops")
+    assert "answer_flops is not matched (mine 1.00 k, si unknown); to match it: clbench run" in caught.value.lines[0]
 
 
 def test_nothing_matched_names_the_command_that_matches(tmp_path: Path) -> None:

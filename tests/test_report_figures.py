@@ -21,7 +21,7 @@ from clbench.report.figures_growth import growth_events
 from clbench.report.figures_marginal import marginal_parameters
 from clbench.report.figures_plasticity import joint_reference, stability_plasticity
 from clbench.report.figures_sharing import sharing_map
-from clbench.report.figures_trade import accuracy_against_bytes, accuracy_against_time
+from clbench.report.figures_trade import accuracy_against_bytes, accuracy_against_flops, accuracy_against_time
 from clbench.report.front import area_under_front
 from clbench.report.select import Block, select
 from clbench.report.style import _RC, Plot, looks, save, sheet
@@ -119,6 +119,37 @@ def test_the_area_of_incremental_accuracy_is_another_number(tmp_path: Path) -> N
     runs[1] = runs[1].model_copy(update={"footprints": sized("den", 10**7, 10**8, 0.9).footprints})
     line = table(accuracy_against_bytes(block_of(tmp_path, runs), looks(["er", "den"])))[0]
     assert (float(line["front_area_last"]), float(line["front_area_average"])) == (0.5, 0.75)
+
+
+def counted(baseline: str, answer: int, step: int, level: float) -> RunRecord:
+    """A run whose answer and training step take so many operations."""
+    work = Flops(step=step, step_samples=32, steps=10, train=10 * step, answer=answer)
+    return sized(baseline, 1000, 1000, level).model_copy(update={"flops": [work, work]})
+
+
+def test_work_has_a_front_for_an_answer_and_one_for_a_step(tmp_path: Path) -> None:
+    """An answer: ewc 100 .5, er 100 .8, den 400 .9. A step: ewc 300, er 900 and den 500, so that er is beaten.
+
+    joint is a bound; si was not counted, and is named.
+    """
+    runs = [
+        counted("ewc", 100, 300, 0.5), counted("er", 100, 900, 0.8), counted("den", 400, 500, 0.9),
+        counted("joint", 10, 10, 1.0), sized("si", 1000, 1000, 0.7),
+    ]  # fmt: skip
+    plot = accuracy_against_flops(block_of(tmp_path, runs), looks(["ewc", "er", "den", "joint", "si"]))
+    lines = {(line["work"], line["baseline"]): line for line in table(plot)}
+    assert len(lines) == 8
+    front = {key for key, line in lines.items() if line["on_front"] == "yes"}
+    answer, step = "answer_flops", "step_flops"
+    assert front == {(answer, "er"), (answer, "den"), (step, "ewc"), (step, "den")}
+    assert lines[step, "den"]["flops.mean"] == "500"
+    assert plot.caption.endswith("Not counted: si.")
+    plot.draw()
+
+
+def test_work_of_one_baseline_alone_is_not_drawn(tmp_path: Path) -> None:
+    runs = [counted("ewc", 100, 300, 0.5), sized("si", 1000, 1000, 0.7)]
+    assert accuracy_against_flops(block_of(tmp_path, runs), looks(["ewc", "si"])).rows == ()
 
 
 # ------------------------------------------------------------------------------------------ stability and plasticity

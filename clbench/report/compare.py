@@ -326,7 +326,8 @@ def _distance(pairing: Pairing, budget: str) -> str:
     """Return how far two methods are from an equal budget, and the command that matches them."""
     measure = MEASURES[budget]
     groups = pairing.first, pairing.second
-    sizes = (f"{group.label} {amount(_budget(group, budget), measure.unit)}" for group in groups)
+    known = {group.label: _budget(group, budget) for group in groups}
+    sizes = (f"{key} {'unknown' if math.isnan(size) else amount(size, measure.unit)}" for key, size in known.items())
     name, task = pairing.first.baseline.name, pairing.block.task.name
     name = name if name in names("baseline") else f"./{name}.toml"
     return (

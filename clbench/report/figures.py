@@ -22,6 +22,7 @@ from clbench.report.figures_plasticity import stability_plasticity
 from clbench.report.figures_sharing import sharing_ladder, sharing_map
 from clbench.report.figures_trade import (
     accuracy_against_bytes,
+    accuracy_against_flops,
     accuracy_against_parameters,
     accuracy_against_time,
 )
@@ -44,6 +45,7 @@ def plots(block: Block, looks: Mapping[str, Look]) -> list[Plot]:
         forgetting_bars(block, looks),
         stability_plasticity(block, looks),
         accuracy_against_bytes(block, looks),
+        accuracy_against_flops(block, looks),
         accuracy_against_parameters(block, looks),
         parameters_over_tasks(block, looks),
         step_flops_over_tasks(block, looks),

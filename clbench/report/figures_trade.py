@@ -1,4 +1,4 @@
-"""Figures of accuracy against what it costs: parameters, memory with the Pareto front, time.
+"""Figures of accuracy against what it costs: parameters, memory and operations with the Pareto front, time.
 
 Continual learners are drawn filled. Bounds (joint training, a net per task, ...) are hollow and on no front, unless the
 block has nothing else.
@@ -173,26 +173,18 @@ BUDGETS = (
     (MEASURES["keep_learning_bytes"], "bytes to go on learning"),
 )
 """Measures of memory, and the words on their axes."""
+WORK = ((MEASURES["answer_flops"], "FLOPs of an answer"), (MEASURES["step_flops"], "FLOPs of a training step"))
+"""Likewise of operations."""
 
 
 def accuracy_against_bytes(block: Block, looks: Mapping[str, Look]) -> Plot:
     """Return average accuracy against the bytes to answer, and to go on learning, with the front and its area."""
     clouds = [cloud(block.groups, cost, ACCURACY) for cost, _ in BUDGETS]
     incremental = [cloud(block.groups, cost, INCREMENTAL) for cost, _ in BUDGETS]
-    named = list(dict.fromkeys(label for found in clouds for label in found.points))
+    named = _named(clouds)
 
     def draw() -> Figure:
-        figure, axes, finish = sheet(PAGE, 2.1, columns=2, legend=named, right=0.2, gap=(0.45, 0.0))
-        for axis, found, (cost, words) in zip(axes, clouds, BUDGETS, strict=True):
-            marks(axis, found, looks)
-            _cost_axis(axis, found, cost)
-            axis.set_ylim(_accuracy_range(clouds))
-            _front_line(axis, found)
-            axis.set_xlabel(words)
-        axes[0].set_ylabel("average accuracy (%)")
-        axes[1].tick_params(labelleft=False)
-        finish(entries(max(clouds, key=lambda found: len(found.points)), looks))
-        return figure
+        return _two_panels(clouds, BUDGETS, named, looks)
 
     rows, areas = [], []
     for (cost, words), found, also in zip(BUDGETS, clouds, incremental, strict=True):
@@ -226,6 +218,59 @@ def accuracy_against_bytes(block: Block, looks: Mapping[str, Look]) -> Plot:
         "role", "on_front", "front_area_last", "front_area_average", "range_low_bytes", "range_high_bytes",
     )  # fmt: skip
     return Plot("accuracy-bytes", caption, header, tuple(rows), draw)
+
+
+def accuracy_against_flops(block: Block, looks: Mapping[str, Look]) -> Plot:
+    """Return average accuracy against the operations of an answer, and of a training step, with the front.
+
+    Nothing is drawn where operations of fewer than two baselines were counted.
+    """
+    clouds = [cloud(block.groups, cost, ACCURACY) for cost, _ in WORK]
+    if min(len(found.points) for found in clouds) < 2:
+        clouds = [Cloud({}, ())] * len(WORK)
+    named = _named(clouds)
+
+    def draw() -> Figure:
+        return _two_panels(clouds, WORK, named, looks)
+
+    rows = [
+        (
+            cost.name, label, *cells(x), *cells(y), "learner" if label in found.learners else "bound",
+            "yes" if label in found.front else "no",
+        )
+        for (cost, _), found in zip(WORK, clouds, strict=True)
+        for label, (x, y) in found.points.items()
+    ]  # fmt: skip
+    caption = (
+        f"Average accuracy against work: {'; '.join(cost.definition for cost, _ in WORK)}. {sentence(ACCURACY)}. "
+        f"{INTERVALS} Line: Pareto front of the continual learners; bounds are hollow and not on it."
+    )
+    absent = [group.label for group in block.groups if group.label not in named]
+    if absent:
+        caption += f" Not counted: {', '.join(absent)}."
+    columns = (f"{name}.{end}" for name in ("flops", ACCURACY.name) for end in STATISTICS)
+    return Plot("accuracy-flops", caption, ("work", "baseline", *columns, "role", "on_front"), tuple(rows), draw)
+
+
+def _named(clouds: Sequence[Cloud]) -> list[str]:
+    return list(dict.fromkeys(label for found in clouds for label in found.points))
+
+
+def _two_panels(
+    clouds: Sequence[Cloud], costs: Sequence[tuple[Measure, str]], named: Sequence[str], looks: Mapping[str, Look]
+) -> Figure:
+    """Draw two clouds of one accuracy side by side, each with its front."""
+    figure, axes, finish = sheet(PAGE, 2.1, columns=2, legend=list(named), right=0.2, gap=(0.45, 0.0))
+    for axis, found, (cost, words) in zip(axes, clouds, costs, strict=True):
+        marks(axis, found, looks)
+        _cost_axis(axis, found, cost)
+        axis.set_ylim(_accuracy_range(clouds))
+        _front_line(axis, found)
+        axis.set_xlabel(words)
+    axes[0].set_ylabel("average accuracy (%)")
+    axes[1].tick_params(labelleft=False)
+    finish(entries(max(clouds, key=lambda found: len(found.points)), looks))
+    return figure
 
 
 def sentence(measure: Measure) -> str:
