@@ -19,7 +19,7 @@ import torch
 
 from clbench.environment import code_version, environment
 from clbench.recipes import Experiment
-from clbench.record_parts import Flops
+from clbench.record_parts import Flops, Within
 from clbench.records import (
     BaselineInfo,
     Code,
@@ -36,6 +36,9 @@ from clbench.strategies.base import Strategy
 from clbench.strategies.build import resolved_settings
 from clbench.strategies.evaluation import Evaluation
 
+WITHIN = "within"
+"""The phase of evaluations within a task: what is asked for on top, and no part of the run's seconds."""
+
 
 @dataclass
 class Books:
@@ -47,6 +50,8 @@ class Books:
     threads: int
     fingerprints: dict[str, str]
     counts_flops: bool = True
+    evaluates_every: int | None = None
+    """Training iterations between two evaluations within a task; None for none."""
     status: Literal["done", "failed", "interrupted"] = "interrupted"
     acc: list[list[float]] = field(default_factory=list)
     acc_init: list[float] = field(default_factory=list)
@@ -60,6 +65,7 @@ class Books:
     generation: Generation | None = None
     footprints: list[Footprint] = field(default_factory=list)
     flops: list[Flops] = field(default_factory=list)
+    within: list[Within] = field(default_factory=list)
     peaks: list[dict[str, Peak]] = field(default_factory=list)
     seconds: list[dict[str, float]] = field(default_factory=list)
     samples: int = 0
@@ -144,13 +150,16 @@ class Books:
             sharing=self.sharing,
             generation=self.generation,
             flops=self.flops,
+            within=self.within,
             error=self.error,
             traceback=self.trace,
             peaks=self.peaks,
             timing=Timing(
                 started=self.started,
                 seconds=self.seconds,
-                total_seconds=sum(sum(seconds.values()) for seconds in self.seconds),
+                total_seconds=sum(
+                    spent for seconds in self.seconds for phase, spent in seconds.items() if phase != WITHIN
+                ),
                 train_samples_per_second=self.samples / trained if trained > 0 and self.samples else None,
             ),
         )

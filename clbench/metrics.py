@@ -6,7 +6,8 @@ yet) may be NaN where it was not measured; one with j <= i may not. A metric tha
 upper triangle, a first row) returns NaN.
 
 Libraries give different answers under one name; the names here say which answer is meant. `METRICS` holds those that
-need one run alone; functions that need a reference model, a footprint or a set of runs follow it. `NOT_COMPUTED` says
+need one run alone; functions that need a reference model, a footprint or a set of runs follow it; those that need
+evaluations within tasks are in `clbench.metrics_within`. `NOT_COMPUTED` says
 what is left out and why.
 
 This module needs numpy alone.
@@ -410,9 +411,7 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 
 NOT_COMPUTED: dict[str, str] = {
     "LCA": "learning-curve area: needs accuracy after every batch of a task",
-    "anytime accuracy": "needs evaluations within a task; at task ends alone it is average_incremental_accuracy",
-    "min-ACC": "needs accuracy on old tasks after every iteration",
-    "WC-ACC": "needs min-ACC",
+    "anytime accuracy": "accounts differ on which evaluations; at task ends it is average_incremental_accuracy",
     "CE": "computational efficiency: needs the operations of every task's training",
     "AUC-A, AUC-L": "need one method at several memory budgets",
     "omega_new": "accounts differ on whether it is divided by the offline accuracy",

@@ -1,4 +1,4 @@
-"""Parts of a record that came after the first ones: where a foreign result comes from, and what training computes.
+"""Parts of a record that came after the first ones: origin of a foreign result, operations, accuracies within a task.
 
 Letters: T tasks.
 """
@@ -6,6 +6,7 @@ Letters: T tasks.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -50,6 +51,36 @@ class Flops(Part):
     """Of one answer to one sample of the task, alone in its batch, after the task was learned."""
     why: str = ""
     """Why something is None."""
+
+
+class Within(Part):
+    """Accuracies while one task was in training, on the test samples of `acc`."""
+
+    every: int
+    """Training iterations between two evaluations, N."""
+    iterations: int
+    """Of the task, all phases."""
+    acc: list[list[float]]
+    """(K, tasks seen): acc[k][j] = accuracy on task j after iteration (k + 1) N of the task, in [0, 1]."""
+
+    @property
+    def at(self) -> range:
+        """The iterations of the task after which it was evaluated, (K,)."""
+        return range(self.every, self.iterations + 1, self.every)
+
+
+def within_problem(within: Sequence[Within], learned: int) -> str:
+    """Return what is wrong with the entries of a run that has learned so many tasks; "" for nothing."""
+    if within and len(within) != learned:
+        return f"within: {len(within)} entries for {learned} tasks learned"
+    for seen, found in enumerate(within, start=1):
+        if found.every < 1 or len(found.acc) != len(found.at):
+            return f"within: {len(found.acc)} evaluations in {found.iterations} iterations, one every {found.every}"
+        if any(len(row) != seen for row in found.acc):
+            return f"within: a row of task {seen} has not {seen} columns"
+        if any(not math.isfinite(value) or not 0 <= value <= 1 for row in found.acc for value in row):
+            return "within: a value outside [0, 1]"
+    return ""
 
 
 def null_to_nan(value: Any) -> Any:

@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, field_validator
 
 from clbench.errors import UserError
-from clbench.record_parts import Flops, Imported, Part, nan_to_null, null_to_nan
+from clbench.record_parts import Flops, Imported, Part, Within, nan_to_null, null_to_nan, within_problem
 
 SCHEMA = 1
 
 Status = Literal["done", "failed", "interrupted"]
 
-_LATER = ("auroc", "auroc_init", "inferred", "widths", "units", "sharing", "generation", "imported", "flops")
+_LATER = ("auroc", "auroc_init", "inferred", "widths", "units", "sharing", "generation", "imported", "flops", "within")
 """Keys that older files of this schema do not have."""
 
 
@@ -254,6 +254,8 @@ class RunRecord(Part):
     """Of methods whose net's weights are generated, after the last task learned."""
     flops: list[Flops] = Field(default_factory=list)
     """One a task; empty where they were not counted."""
+    within: list[Within] = Field(default_factory=list)
+    """One a task; empty where the run was not asked to evaluate within tasks."""
     imported: Imported | None = None
     """Where another tool's result comes from; None for runs of this suite."""
     error: str | None = None
@@ -409,7 +411,7 @@ def _shape_problem(record: RunRecord) -> str:
     if any(not math.isfinite(value) or not 0 <= value <= 1 for value in values):
         return "acc: a value outside [0, 1]"
     more = _auroc_problem(record) or _inferred_problem(record) or _units_problem(record)
-    return more or _sharing_problem(record.sharing)
+    return more or within_problem(record.within, len(record.acc)) or _sharing_problem(record.sharing)
 
 
 def _auroc_problem(record: RunRecord) -> str:

@@ -22,7 +22,8 @@ from typing import Any, Literal
 import torch
 
 from clbench import checkpoint
-from clbench.books import Books
+from clbench.books import WITHIN, Books
+from clbench.continual_evaluation import ContinualEvaluation
 from clbench.environment import choose_device
 from clbench.errors import UserError
 from clbench.flops import StepCounter, of_answer
@@ -59,6 +60,7 @@ def run(
     data_root: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     count_flops: bool = True,
+    evaluate_every: int | None = None,
     watch: Watch | None = None,
 ) -> RunRecord:
     """Run one baseline on one task stream with one seed.
@@ -73,8 +75,10 @@ def run(
         threads: CPU threads of torch's kernels; part of the record, because numbers depend on it.
         data_root: the data cache; None for the user's.
         progress: called as `progress(tasks done, T)`.
-        watch: told where the run is, for whoever looks.
         count_flops: count the operations of training steps and answers; changes no other number.
+        evaluate_every: training iterations between two evaluations of the tasks seen within a task; None evaluates
+            after tasks alone. Changes no other number.
+        watch: told where the run is, for whoever looks.
 
     Returns:
         The record; of status "failed" when the strategy raised, diverged or ran out of memory.
@@ -82,6 +86,8 @@ def run(
     Raises:
         UserError: the recipe, a setting or the data are not right; nothing was run or written.
     """
+    if evaluate_every is not None and evaluate_every < 1:
+        raise UserError(f"evaluate_every: must be a whole number above 0, not {evaluate_every}")
     task_spec = load_task(task) if isinstance(task, str) else task
     baseline_spec = load_baseline(baseline) if isinstance(baseline, str) else baseline
     experiment = resolve(task_spec, baseline_spec, overrides)
@@ -91,7 +97,7 @@ def run(
     stream = make_stream(task_spec.stream, seed, where, data_root)
     check_classes(task_spec, stream)
     with reproducible(seed, threads), stoppable(), memory_kept():
-        books = Books(experiment, seed, where, threads, stream.fingerprints, count_flops)
+        books = Books(experiment, seed, where, threads, stream.fingerprints, count_flops, evaluate_every)
         path = checkpoint_path(out, experiment, seed, where) if out is not None else None
         try:
             _learn(books, stream, path, progress, watch or Watch())
@@ -129,10 +135,14 @@ def _learn(
     strategy.phase = meter.phase
     counter = StepCounter(lambda: strategy.samples_trained) if books.counts_flops else None
     if counter is not None:
-        strategy.counting = counter
+        strategy.around = counter
         watch.steps = lambda: counter.steps
-    watch.tasks, watch.epochs = stream.n_tasks, experiment.train.epochs or 0
     tests = list(stream.benchmark.test_stream)
+    continual = None
+    if books.evaluates_every is not None:
+        continual = ContinualEvaluation(strategy, tests, books.evaluates_every, lambda: meter.phase(WITHIN), counter)
+        strategy.around = continual
+    watch.tasks, watch.epochs = stream.n_tasks, experiment.train.epochs or 0
     wanted, infers = experiment.task.auroc, experiment.task.entropy
     learned: dict[int, None] = {}
     """Labels of the tasks learned so far."""
@@ -150,6 +160,8 @@ def _learn(
             meter.take()
             watch.task, watch.phase = index, "train"
             watch.steps_an_epoch = -(-len(experience.dataset) // experiment.train.batch_size)
+            if continual is not None:
+                continual.begin(index)
             with meter.phase("train"):
                 strategy.train_task(experience)
         watch.phase = "evaluate"
@@ -157,6 +169,8 @@ def _learn(
             row = [strategy.evaluate(test, wanted) for test in tests]
             inferred = [_inferred(strategy, test, learned) for test in tests] if infers else None
         books.learned(row, inferred)
+        if continual is not None:
+            books.within.append(continual.take())
         if isinstance(strategy, Strategy):
             books.grown(strategy)
         holdings = strategy.holdings()
@@ -210,6 +224,7 @@ def _identity(books: Books) -> dict[str, Any]:
         "auroc": books.experiment.task.auroc,
         "entropy": books.experiment.task.entropy,
         "flops": books.counts_flops,
+        "within": books.evaluates_every,
         "baseline": books.experiment.hash,
         "seed": int(books.seed),
         "data": books.fingerprints,
@@ -259,7 +274,7 @@ def _restore(path: Path | None, books: Books, strategy: Strategy | Foreign, stre
     books.growth, books.units = so_far.growth, so_far.units
     books.widths = so_far.widths or [{} for _ in range(done)]
     books.footprints, books.peaks, books.seconds = so_far.footprints, so_far.peaks, so_far.timing.seconds
-    books.flops = so_far.flops
+    books.flops, books.within = so_far.flops, so_far.within
     books.samples, books.started = content["samples"], so_far.timing.started
     return done
 

@@ -170,6 +170,7 @@ def sweep(
     data_root: Path | None = None,
     show_progress: bool = True,
     track: Sequence[str] = (),
+    evaluate_every: int | None = None,
 ) -> list[Outcome]:
     """Run every job that is not recorded yet.
 
@@ -182,6 +183,7 @@ def sweep(
         data_root: the data cache; None for the user's.
         show_progress: a progress bar on stderr.
         track: "tensorboard", "wandb": charts of every run under the folder `tracking` beside `out`.
+        evaluate_every: see `runner.run`; a run that is recorded without these evaluations is run again.
 
     Returns:
         One outcome a job, in the order of `jobs`.
@@ -199,11 +201,12 @@ def sweep(
     waiting: list[int] = []
     for number, job in enumerate(jobs):
         path = records.record_path(out, job.experiment.task.name, job.experiment.label, job.seed, where.type)
-        if _recorded(path, job, threads, data_root):
+        if _recorded(path, job, threads, data_root, evaluate_every):
             outcomes[number] = Outcome(job, "skipped", path)
         else:
             waiting.append(number)
-    options = {"device": str(where), "threads": threads, "data_root": data_root, "track": tuple(track)}
+    options = {"device": str(where), "threads": threads, "data_root": data_root, "evaluate_every": evaluate_every}
+    options["track"] = tuple(track)
     # Whoever waits wants to see something move: count tasks, not runs.
     total = sum(jobs[number].experiment.task.stream.n_tasks for number in waiting)
     # A bar where somebody watches it, a line per finished run where a log does.
@@ -388,8 +391,8 @@ def _say(outcome: Outcome, bar: Any, number: int, total: int, every: bool, secon
 # ---------------------------------------------------------------------------------------------------------- the results
 
 
-def _recorded(path: Path, job: Job, threads: int, data_root: Path | None) -> bool:
-    """Whether this very run (same recipe, settings, data and threads) is done already."""
+def _recorded(path: Path, job: Job, threads: int, data_root: Path | None, evaluate_every: int | None) -> bool:
+    """Whether this very run (same recipe, settings, data, threads and asked-for evaluations) is done already."""
     if not path.is_file():
         return False
     try:
@@ -398,7 +401,9 @@ def _recorded(path: Path, job: Job, threads: int, data_root: Path | None) -> boo
         return False
     same_recipe = record.task.hash == job.experiment.task.hash and record.baseline.hash == job.experiment.hash
     same_data = all(data.load(name, data_root, test=False).fingerprint == known for name, known in record.data.items())
-    return record.status == "done" and same_recipe and same_data and record.environment.threads == threads
+    evaluated = evaluate_every is None or any(found.every == evaluate_every for found in record.within)
+    same_run = same_recipe and same_data and record.environment.threads == threads and evaluated
+    return record.status == "done" and same_run
 
 
 def _cores() -> int:

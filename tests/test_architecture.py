@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "records": {"errors", "record_parts"},
     "importing": PLAIN | {"", "importing", "metrics", "record_parts", "recipes", "records"},
     "metrics": set(),
+    "metrics_within": {"metrics"},
     "nets": {"nets"},
     "tensors": set(),
     "randomness": set(),
@@ -43,6 +44,7 @@ ALLOWED: dict[str, set[str]] = {
         "environment", "recipes", "record_parts", "records", "strategies.base", "strategies.build",
         "strategies.evaluation",
     },
+    "continual_evaluation": {"checkpoint", "flops", "record_parts", "strategies.base", "strategies.foreign"},
     "memory": {"records"},
     "checkpoint": {"records"},
     "environment": {"", "errors", "records"},
@@ -68,9 +70,9 @@ ALLOWED: dict[str, set[str]] = {
     "strategies.build": PLAIN | {"recipes", "imports", "strategies.base", "strategies.foreign"},
     "runner": PLAIN
     | {
-        "", "books", "recipes", "records", "streams", "nets", "flops", "footprint", "memory", "checkpoint",
-        "environment", "imports", "loading", "process", "progress", "sharing", "strategies.base", "strategies.build",
-        "strategies.foreign",
+        "", "books", "continual_evaluation", "recipes", "records", "streams", "nets", "flops", "footprint", "memory",
+        "checkpoint", "environment", "imports", "loading", "process", "progress", "sharing", "strategies.base",
+        "strategies.build", "strategies.foreign",
     },
     "matching": PLAIN
     | {
@@ -86,7 +88,8 @@ ALLOWED: dict[str, set[str]] = {
     "checks": PLAIN | {"", "recipes", "report", "strategies.build", "tuning"},
     "lab": {"lab", "lab.record", "nets", "memory", "records", "environment", "errors"},
     "lab.record": {"errors", "records"},
-    "report": PLAIN | {"", "report", "budgets", "records", "recipes", "metrics", "lab.record", "tuning"},
+    "report": PLAIN
+    | {"", "report", "budgets", "records", "recipes", "metrics", "metrics_within", "lab.record", "tuning"},
     "scaffold": {"errors", "recipes", "records"},
     "doctor": {"", "errors", "data", "memory", "recipes"},
     "cli": {"", "commands", "errors"},
@@ -99,11 +102,11 @@ ALLOWED: dict[str, set[str]] = {
 
 OUTSIDE: dict[str, set[str]] = {
     "torch": {
-        "books", "checkpoint", "data", "data_content", "data_sources", "doctor", "environment", "flops", "footprint",
-        "lab", "loading", "matching", "memory", "nets", "preflight", "process", "randomness", "runner", "sharing",
-        "strategies", "streams", "sweep", "tensors", "tracking", "views",
+        "books", "checkpoint", "continual_evaluation", "data", "data_content", "data_sources", "doctor", "environment",
+        "flops", "footprint", "lab", "loading", "matching", "memory", "nets", "preflight", "process", "randomness",
+        "runner", "sharing", "strategies", "streams", "sweep", "tensors", "tracking", "views",
     },
-    "avalanche": {"loading", "runner", "strategies", "streams", "scaffold"},
+    "avalanche": {"continual_evaluation", "loading", "runner", "strategies", "streams", "scaffold"},
 }  # fmt: skip
 """Third-party packages that only some rooms may import."""
 

@@ -87,7 +87,7 @@ def test_the_last_batch_of_an_epoch_is_a_kind_of_its_own() -> None:
     task = synthetic("task", n_tasks=1, epochs=2)
     strategy, stream = made(task, "finetune")
     counter = StepCounter(lambda: strategy.samples_trained)
-    strategy.counting = counter
+    strategy.around = counter
     experience = stream.benchmark.train_stream[0]
     strategy.begin_task(experience)
     (data,) = strategy.training_data(experience)

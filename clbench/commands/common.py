@@ -88,6 +88,7 @@ def run_all(jobs: Sequence[Any], options: argparse.Namespace) -> list[Any]:
         threads=options.threads,
         show_progress=not options.quiet,
         track=getattr(options, "track", None) or (),
+        evaluate_every=getattr(options, "evaluate_every", None),
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from clbench import budgets
-from clbench.commands.common import command, execution, explain_failures, overrides, run_all, seeds
+from clbench.commands.common import command, execution, explain_failures, overrides, positive, run_all, seeds
 from clbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,6 +38,11 @@ def register(commands: Commands) -> None:
     )  # fmt: skip
     run.add_argument("--to", metavar="BASELINE", help="for --match: a name, a recipe file, or a label of records")
     run.add_argument("--by", metavar="SETTING", help="for --match: what to change, a setting or width")
+    run.add_argument(
+        "--evaluate-every", type=positive, metavar="N",
+        help="also evaluate the tasks seen every N training iterations, for within-task curves, min-ACC and WC-ACC; "
+        "changes no other number; runs recorded without it are run again",
+    )  # fmt: skip
     run.add_argument(
         "--track", nargs="+", default=[], choices=["tensorboard", "wandb"], metavar="TRACKER",
         help="also write charts of every run: tensorboard, wandb (offline); under tracking/ beside the records",

@@ -26,6 +26,7 @@ from clbench.report.figures_trade import (
     accuracy_against_parameters,
     accuracy_against_time,
 )
+from clbench.report.figures_within import within_tasks
 from clbench.report.measures import MEASURES, cells
 from clbench.report.select import Block, Group
 from clbench.report.stats import Estimate, estimate
@@ -57,7 +58,9 @@ def plots(block: Block, looks: Mapping[str, Look]) -> list[Plot]:
         sharing_ladder(block, looks),
     )
     # These say themselves how many runs they show.
-    counted = (accuracy_against_time(block, looks), *serving_units(block), sharing_map(block))
+    counted = (
+        within_tasks(block, looks), accuracy_against_time(block, looks), *serving_units(block), sharing_map(block),
+    )  # fmt: skip
     drawn = [replace(plot, caption=f"{plot.caption} {runs_of(block)}") for plot in averaged]
     drawn += [replace(plot, caption=f"{plot.caption} Device: {block.where}.") for plot in counted]
     return [plot for plot in drawn if plot.rows]

@@ -13,7 +13,8 @@ from typing import Literal
 import numpy as np
 
 from clbench.errors import UserError, unknown
-from clbench.metrics import METRICS, Metric, compute
+from clbench.metrics import METRICS, Matrix, Metric, compute
+from clbench.metrics_within import min_acc, wc_acc
 from clbench.records import RunRecord, Sharing
 from clbench.report.stats import Estimate, estimate
 
@@ -38,12 +39,16 @@ class Measure:
     is_cost: bool
     is_optional: bool = False
     """Only some tasks or methods have it: without having been asked for, it is a column where a run has it."""
+    alike: Callable[[RunRecord], object] = lambda record: None
+    """What has to be the same for all runs that have the number, or they are not averaged."""
 
     def over(self, records: Iterable[RunRecord]) -> Estimate | None:
-        """Return mean, spread and n over runs; None when no run has the number, or its unit is not the same for all."""
+        """Return mean, spread and n over runs; None when no run has the number, or it is not the same thing in all."""
         runs = list(records)
         if self.unit == "seconds" and len({run.environment.device_name for run in runs}) > 1:
             return None  # a second of one processor is not a second of another
+        if len({self.alike(run) for run in runs} - {None}) > 1:
+            return None
         return estimate(self.of(run) for run in runs)
 
 
@@ -87,6 +92,35 @@ _INFERRED = Measure(
     lambda record: None if record.inferred is None else _average(record.inferred),
     is_cost=False, is_optional=True,
 )
+
+
+def _stability(of: Callable[[Matrix, list[Matrix]], float]) -> Callable[[RunRecord], float | None]:
+    def found(record: RunRecord) -> float | None:
+        rows = [np.array(task.acc).reshape(-1, i + 1) for i, task in enumerate(record.within)]
+        return of(record.matrix, rows) if rows else None
+
+    return found
+
+
+def evaluated_every(record: RunRecord) -> int | None:
+    """Return the training iterations between two evaluations within a task; None where there are none."""
+    return record.within[0].every if record.within else None
+
+
+_STABILITY = tuple(
+    Measure(
+        name, label, "fraction", f"{definition} (stability gap, De Lange et al. 2023)", _stability(of), is_cost=False,
+        is_optional=True, alike=evaluated_every,
+    )
+    for name, label, definition, of in (
+        (
+            "min_acc", "min-ACC",
+            "min-ACC = mean over j < T of the lowest accuracy on task j after it was learned, over the evaluations "
+            "within later tasks and after them; the rarer they are, the more falls they miss", min_acc,
+        ),
+        ("wc_acc", "WC-ACC", "WC-ACC = 1/T a[T,T] + (1 - 1/T) min-ACC", wc_acc),
+    )
+)  # fmt: skip
 
 
 def peak_of(record: RunRecord, phase: str) -> int | None:
@@ -266,7 +300,7 @@ _SHARING = (
 
 MEASURES: dict[str, Measure] = {
     **{name: _metric(metric) for name, metric in METRICS.items()},
-    **{measure.name: measure for measure in (_INFERRED, *_AREAS, *_COSTS, *_SHARING)},
+    **{measure.name: measure for measure in (_INFERRED, *_AREAS, *_STABILITY, *_COSTS, *_SHARING)},
 }
 
 DEFAULT = (
@@ -276,7 +310,7 @@ DEFAULT = (
     "forgetting.chaudhry2018",
     "bwt.gem",
     "fwt.gem",
-    *(measure.name for measure in (_INFERRED, *_AREAS, *_COSTS)),
+    *(measure.name for measure in (_INFERRED, *_AREAS, *_STABILITY, *_COSTS)),
 )
 """The columns of a table unless others are asked for; optional ones where a run has them."""
 

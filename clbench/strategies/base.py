@@ -113,8 +113,8 @@ class Strategy(SupervisedTemplate):
         """Samples that went through a training step, replayed ones included."""
         self.phase: Callable[[str], AbstractContextManager[None]] = lambda name: contextlib.nullcontext()
         """Marks a phase of a task (grow, consolidate) for the memory meter; set by the runner."""
-        self.counting: Callable[[object, Tensor], AbstractContextManager[None]] = lambda *_: contextlib.nullcontext()
-        """About a training step on inputs of a pass over data: counts its operations; set by the runner."""
+        self.around: Callable[[object, Tensor], AbstractContextManager[None]] = lambda *_: contextlib.nullcontext()
+        """Opened around a training step on inputs of a pass over data: the runner's, which counts and evaluates."""
         self.growth: list[GrowthEvent] = []
         """What grew, shrank and was used again so far; `log_growth` adds to it."""
         self._own = frozenset(vars(self)) | {"_own"}
@@ -213,7 +213,7 @@ class Strategy(SupervisedTemplate):
         self.model.train()
         while steps_left > 0:
             for batch in loader:
-                with self.counting(loader, batch.x):
+                with self.around(loader, batch.x):
                     self.train_step(batch)
                 steps_left -= 1
                 if steps_left == 0:

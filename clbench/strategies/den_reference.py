@@ -104,7 +104,7 @@ class DENReferenceCode(Expanding):
         self.steps = 0
         self.model.train()
         batch = next(iter(ResidentLoader(tasks, self.setup.train.batch_size, self.chance)))
-        with self.counting(batch, batch.x):
+        with self.around(batch, batch.x):
             self.train_step(batch)
 
     def retrain_selected(self, tasks: Sequence[TensorTask]) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
+from avalanche.benchmarks.scenarios import DatasetExperience
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,6 +28,7 @@ from clbench.nets.expandable import ExpandableNet, SubNet
 from clbench.sharing import Use, uses_by_owner
 from clbench.specs import Scenario
 from clbench.strategies.base import Setup, Strategy, check_weights, new_optimizer
+from clbench.strategies.evaluation import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +148,11 @@ class Expanding(Strategy):
         """Bring the whole net up to date with the sub-network in training, if one is."""
         if self.now is not None and isinstance(self.now.net, SubNet):
             self.now.net.put_back()
+
+    def evaluate(self, experience: DatasetExperience, auroc: bool = False) -> Evaluation:
+        """Answer with the whole net, in the midst of a phase as well."""
+        self.put_back()
+        return super().evaluate(experience, auroc)
 
     def validation_loss(self, tasks: Sequence[TensorTask]) -> float:
         """Mean cross-entropy of the whole net, for schedules that ask."""

@@ -90,8 +90,8 @@ class _Budget(SupervisedPlugin):
         self.samples = 0
         self.schedule: Schedule | None = None
         self.held_out: list[TensorTask] = []
-        self.counting: Any = None
-        """Counts the operations of a training step, where the runner asks for it."""
+        self.around: Any = None
+        """Opened around a training step, where the runner asks for it."""
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self.steps = 0
@@ -104,8 +104,8 @@ class _Budget(SupervisedPlugin):
         self.held_out = tasks_in(strategy.experience.dataset.eval()) if held_out is None else [held_out]
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        if self.counting is not None:
-            self.counting(strategy.experience, strategy.mb_x).__enter__()
+        if self.around is not None:
+            self.around(strategy.experience, strategy.mb_x).__enter__()
 
     def before_update(self, strategy: Any, **kwargs: Any) -> None:
         if self.setup.train.grad_clip is not None:
@@ -114,8 +114,8 @@ class _Budget(SupervisedPlugin):
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         self.steps += 1
         self.samples += len(strategy.mb_y)
-        if self.counting is not None:
-            self.counting.__exit__()
+        if self.around is not None:
+            self.around.__exit__()
         if self.steps == self.setup.train.iterations:
             strategy.stop_training()
 
@@ -185,13 +185,13 @@ class Foreign:
         return self._headed
 
     @property
-    def counting(self) -> Any:
-        """Counts the operations of a training step; set by the runner."""
-        return self._budget.counting
+    def around(self) -> Any:
+        """Opened around a training step; set by the runner, which counts and evaluates."""
+        return self._budget.around
 
-    @counting.setter
-    def counting(self, counter: Any) -> None:
-        self._budget.counting = counter
+    @around.setter
+    def around(self, context: Any) -> None:
+        self._budget.around = context
 
     @property
     def samples_trained(self) -> int:
@@ -204,8 +204,8 @@ class Foreign:
             try:
                 self.strategy.train(experience, eval_streams=[])
             finally:
-                if self._budget.counting is not None:
-                    self._budget.counting.close()
+                if self._budget.around is not None:
+                    self._budget.around.close()
         self.tasks_seen += 1
 
     def evaluate(self, experience: DatasetExperience, auroc: bool = False) -> Evaluation:

@@ -1,0 +1,161 @@
+"""Accuracies within tasks, where a run was asked for them: the stability gap of De Lange et al. 2023.
+
+Letters: T tasks, N iterations between two evaluations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from clbench.records import RunRecord
+from clbench.report.figures_costs import amount_ticks
+from clbench.report.measures import MEASURES, cells, evaluated_every, exact
+from clbench.report.select import Block
+from clbench.report.stats import Estimate, estimate
+from clbench.report.style import COLUMN, PAGE, Look, Plot, sheet
+
+PANELS = 20
+"""Most baselines that get a panel."""
+STATISTICS = ("mean", "low", "high", "n")
+_SEEN = "#555555"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation, over the runs of a baseline."""
+
+    task: int
+    """In training, or just learned, from 0."""
+    iteration: float
+    """Of the task; the mean over runs after a task, whose length may differ."""
+    total: float
+    """Of the stream, likewise."""
+    is_after: bool
+    """Whether it is that after the task, a row of the accuracy matrix."""
+    first: Estimate
+    """Accuracy on the first task."""
+    seen: Estimate
+    """Mean accuracy of the tasks seen, the one in training among them."""
+
+
+def curve(runs: Sequence[RunRecord]) -> list[Point]:
+    """Return the evaluations that all these runs have, in order of training; of runs with evaluations within tasks."""
+    points: list[Point] = []
+    began = [0] * len(runs)
+    for task in range(runs[0].task.n_tasks):
+        inside = [dict(zip(run.within[task].at, run.within[task].acc, strict=True)) for run in runs]
+        for at in sorted(set.intersection(*(set(found) for found in inside))):
+            rows = [found[at] for found in inside]
+            points.append(_point(task, at, _mean(began) + at, False, rows))
+        lengths = [run.within[task].iterations for run in runs]
+        began = [start + length for start, length in zip(began, lengths, strict=True)]
+        rows = [run.acc[task][: task + 1] for run in runs]
+        points.append(_point(task, _mean(lengths), _mean(began), True, rows))
+    return points
+
+
+def _point(task: int, iteration: float, total: float, is_after: bool, rows: Sequence[Sequence[float]]) -> Point:
+    first, seen = estimate(row[0] for row in rows), estimate(math.fsum(row) / len(row) for row in rows)
+    assert first is not None
+    assert seen is not None
+    return Point(task, iteration, total, is_after, first, seen)
+
+
+def _mean(values: Sequence[int]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def within_tasks(block: Block, looks: Mapping[str, Look]) -> Plot:
+    """Return a panel a baseline (at most PANELS): the first task, and the mean of those seen, over the iterations."""
+    runs = {group.label: [run for run in group.runs if run.within] for group in block.groups}
+    runs = {label: found for label, found in runs.items() if found}
+    curves = {label: curve(found) for label, found in runs.items()}
+    shown = list(curves)[:PANELS]
+
+    def draw() -> Figure:
+        columns = min(3, len(shown))
+        lines = -(-len(shown) // columns)
+        names = ["first task", "mean of the tasks seen"]
+        figure, axes, finish = sheet(
+            PAGE if columns > 1 else COLUMN, 1.25, rows=lines, columns=columns, legend=names, top=0.22,
+            gap=(0.15, 0.28), share=True,
+        )  # fmt: skip
+        for axis, label in zip(axes, shown, strict=False):
+            _panel(axis, curves[label], looks[label])
+            axis.set_title(label, pad=2)
+        axes[0].set_xlim(0, max(points[-1].total for points in curves.values()))
+        axes[0].yaxis.set_major_locator(MaxNLocator(5))
+        amount_ticks(axes[0].xaxis, MEASURES["samples"])
+        for axis in axes[len(shown) :]:
+            axis.set_visible(False)
+            axes[axes.index(axis) - columns].tick_params(labelbottom=True)
+        low, high = axes[-1].get_position().y0, axes[0].get_position().y1
+        figure.supxlabel("training iterations", y=low - 0.33 / figure.get_figheight(), va="bottom", fontsize=7)
+        figure.supylabel("accuracy (%)", x=0.01, y=(low + high) / 2, fontsize=7)
+        finish([Line2D([], [], label=names[0], color="black"), _handle_of_seen(names[1])])
+        return figure
+
+    rows = [
+        (
+            label, str(point.task + 1), exact(point.iteration), exact(point.total), "yes" if point.is_after else "no",
+            *cells(point.first), *cells(point.seen),
+        )
+        for label, points in curves.items()
+        for point in points
+    ]  # fmt: skip
+    ends = [f"{name}.{end}" for name in ("first_task", "seen") for end in STATISTICS]
+    header = ("baseline", "task", "iteration", "iteration_of_stream", "after_task", *ends)
+    return Plot("within-task", _caption(runs, len(shown)), header, tuple(rows), draw)
+
+
+def _caption(runs: Mapping[str, Sequence[RunRecord]], shown: int) -> str:
+    found = [run for group in runs.values() for run in group]
+    steps = sorted({every for run in found if (every := evaluated_every(run)) is not None})
+    counts = sorted({len(group) for group in runs.values()})
+    caption = (
+        f"Accuracy while tasks are learned, evaluated every {_span(steps)} iterations (continual evaluation, De Lange "
+        "et al. 2023): of the first task, and the mean of the tasks seen, the one in training among them. Marks: after "
+        "a task, as in every other figure; vertical lines: where the next task begins. Bands: 95 % Student-t "
+        f"intervals over seeds, n = {_span(counts)} a baseline."
+    )
+    if shown < len(runs):
+        caption += f" {shown} of {len(runs)} baselines are drawn."
+    return caption
+
+
+def _span(values: Sequence[int]) -> str:
+    return " to ".join(str(value) for value in dict.fromkeys((*values[:1], *values[-1:])))
+
+
+def _panel(axis: Axes, points: Sequence[Point], look: Look) -> None:
+    """Draw one baseline."""
+    axis.grid(axis="x", visible=False)
+    x = [point.total for point in points]
+    after = [i for i, point in enumerate(points) if point.is_after]
+    for i in after[:-1]:
+        axis.axvline(x[i], color="#aaaaaa", linewidth=0.5, zorder=0.6)
+    marks: dict[str, Any] = {"markersize": 3, "markeredgecolor": "white", "markeredgewidth": 0.3, "markevery": after}
+    for estimates, colour, line in (
+        ([point.seen for point in points], _SEEN, "--"), ([point.first for point in points], look.colour, "-"),
+    ):  # fmt: skip
+        low, high = (
+            [100 * min(1.0, max(0.0, value.mean if end is None else end)) for value, end in ends]
+            for ends in (
+                [(value, value.low) for value in estimates], [(value, value.high) for value in estimates],
+            )
+        )  # fmt: skip
+        axis.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+        y = [100 * value.mean for value in estimates]
+        axis.plot(x, y, color=colour, linestyle=line, linewidth=0.9, marker=look.marker, **marks)
+
+
+def _handle_of_seen(label: str) -> Line2D:
+    return Line2D([], [], label=label, color=_SEEN, linestyle="--")
