@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from clbench.record_parts import Within
 from clbench.records import (
     BaselineInfo,
     Code,
@@ -62,6 +63,7 @@ def make_record(
     auroc: list[list[float]] | None = None,
     inferred: list[list[float]] | None = None,
     generation: Generation | None = None,
+    within: Sequence[Within] = (),
     n_tasks: int = 3,
     label: str | None = None,
     family: str | None = None,
@@ -95,6 +97,7 @@ def make_record(
         auroc: (rows, T); also T where `acc` is not given. None leaves it out.
         inferred: (rows, T). None leaves it out.
         generation: what generates weights.
+        within: accuracies within tasks, one a task.
         n_tasks: T, when `acc` is not given.
         label: of the baseline, when it is not its name.
         family: of the baseline.
@@ -190,6 +193,7 @@ def make_record(
         auroc_init=None if auroc is None else [0.5] * n_tasks,
         inferred=inferred,
         generation=generation,
+        within=list(within),
         single_task_parameters=parameters,
         footprints=[footprint(size, i) for i, size in enumerate(sizes)],
         growth=list(events),

@@ -170,13 +170,13 @@ def _line(pairing: Pairing, measure: Measure, interval: Interval) -> Line | None
 
 
 def _comparable(pairing: Pairing, measure: Measure) -> bool:
-    """Whether the two sides were measured alike: seconds on one machine, peaks by one meter."""
+    """Whether the two sides were measured alike: seconds on one machine, peaks by one meter, falls as closely."""
     runs = [run for pair in pairing.pairs for run in pair]
     if measure.unit == "seconds":
         return len({(run.environment.device_name, run.environment.platform) for run in runs}) == 1
     if measure.name == "peak_train_bytes":
         return len({peaks["train"].meter for run in runs for peaks in run.peaks if "train" in peaks}) == 1
-    return True
+    return len({measure.alike(run) for run in runs} - {None}) <= 1
 
 
 # --------------------------------------------------------------------------------------------- who is paired with whom

@@ -81,19 +81,25 @@ def within_tasks(block: Block, looks: Mapping[str, Look]) -> Plot:
     shown = list(curves)[:PANELS]
 
     def draw() -> Figure:
-        columns = min(3, len(shown))
+        columns = 2 if len(shown) == 4 else min(3, len(shown))
         lines = -(-len(shown) // columns)
         names = ["first task", "mean of the tasks seen"]
         figure, axes, finish = sheet(
             PAGE if columns > 1 else COLUMN, 1.25, rows=lines, columns=columns, legend=names, top=0.22,
-            gap=(0.15, 0.28), share=True,
+            gap=(0.22, 0.28), right=0.12, share=True,
         )  # fmt: skip
         for axis, label in zip(axes, shown, strict=False):
             _panel(axis, curves[label], looks[label])
             axis.set_title(label, pad=2)
-        axes[0].set_xlim(0, max(points[-1].total for points in curves.values()))
+        # By the lines: with few seeds a band may be wider than all there is to see.
+        drawn = [point for points in curves.values() for point in points]
+        ends = [100 * value.mean for point in drawn for value in (point.first, point.seen)]
+        spare = max(1.0, 0.06 * (max(ends) - min(ends)))
+        axes[0].set_ylim(min(ends) - spare, max(ends) + spare)
         axes[0].yaxis.set_major_locator(MaxNLocator(5))
+        axes[0].set_xlim(0, 1.02 * max(points[-1].total for points in curves.values()))
         amount_ticks(axes[0].xaxis, MEASURES["samples"])
+        axes[0].xaxis.set_major_locator(MaxNLocator(4))
         for axis in axes[len(shown) :]:
             axis.set_visible(False)
             axes[axes.index(axis) - columns].tick_params(labelbottom=True)
@@ -124,7 +130,7 @@ def _caption(runs: Mapping[str, Sequence[RunRecord]], shown: int) -> str:
         f"Accuracy while tasks are learned, evaluated every {_span(steps)} iterations (continual evaluation, De Lange "
         "et al. 2023): of the first task, and the mean of the tasks seen, the one in training among them. Marks: after "
         "a task, as in every other figure; vertical lines: where the next task begins. Bands: 95 % Student-t "
-        f"intervals over seeds, n = {_span(counts)} a baseline."
+        f"intervals over seeds for the first task, n = {_span(counts)} a baseline; the others are in the data."
     )
     if shown < len(runs):
         caption += f" {shown} of {len(runs)} baselines are drawn."
@@ -143,18 +149,14 @@ def _panel(axis: Axes, points: Sequence[Point], look: Look) -> None:
     for i in after[:-1]:
         axis.axvline(x[i], color="#aaaaaa", linewidth=0.5, zorder=0.6)
     marks: dict[str, Any] = {"markersize": 3, "markeredgecolor": "white", "markeredgewidth": 0.3, "markevery": after}
-    for estimates, colour, line in (
-        ([point.seen for point in points], _SEEN, "--"), ([point.first for point in points], look.colour, "-"),
-    ):  # fmt: skip
-        low, high = (
-            [100 * min(1.0, max(0.0, value.mean if end is None else end)) for value, end in ends]
-            for ends in (
-                [(value, value.low) for value in estimates], [(value, value.high) for value in estimates],
-            )
-        )  # fmt: skip
-        axis.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-        y = [100 * value.mean for value in estimates]
-        axis.plot(x, y, color=colour, linestyle=line, linewidth=0.9, marker=look.marker, **marks)
+    first = [point.first for point in points]
+    low = [100 * max(0.0, value.mean if value.low is None else value.low) for value in first]
+    high = [100 * min(1.0, value.mean if value.high is None else value.high) for value in first]
+    axis.fill_between(x, low, high, color=look.colour, alpha=0.15, linewidth=0)
+    seen = [100 * point.seen.mean for point in points]
+    axis.plot(x, seen, color=_SEEN, linestyle="--", linewidth=0.8, marker=look.marker, **marks)
+    y = [100 * value.mean for value in first]
+    axis.plot(x, y, color=look.colour, linestyle="-", linewidth=1.0, marker=look.marker, **marks)
 
 
 def _handle_of_seen(label: str) -> Line2D:
