@@ -93,7 +93,8 @@ class Draws(Strategy):
         self.note = x.sum()
         logits = super().answer(x, t)
         draws = torch.rand(logits.shape, generator=self.chance) + torch.rand(logits.shape) + np.random.random()  # noqa: NPY002
-        return logits + 1e-6 * draws
+        answers: Tensor = logits + 1e-6 * draws
+        return answers
 
     def extra_loss(self) -> Tensor:
         return 0.1 * torch.rand((), generator=self.chance) * sum(p.square().sum() for p in self.model.parameters())
@@ -253,9 +254,9 @@ def test_curves_that_cannot_be_are_damage(within: Sequence[Within], says: str, t
 
 
 def test_min_acc_and_wc_acc_by_hand() -> None:
-    """Task 1: .5 .6 .7 in and after task 2, .65 .7 .6 in and after task 3, lowest .5; the .3 of its own training is none.
+    """Task 1: .5 .6 .7 in and after task 2, .65 .7 .6 in and after task 3, lowest .5; not the .3 of its own training.
 
-    After tasks alone it would be .6. Task 2: .2 .6 .7 in and after task 3, lowest .2; the .4 of its own training is none.
+    After tasks alone it would be .6. Task 2: .2 .6 .7 in and after task 3, lowest .2; not the .4 of its own training.
     min-ACC = (.5 + .2) / 2 = .35; WC-ACC = .9 / 3 + 2/3 * .35 = .5333; ACC is (.6 + .7 + .9) / 3 = .7333.
     """
     assert lowest(ACC, rows(WITHIN)).tolist() == [0.5, 0.2]
@@ -320,7 +321,8 @@ def test_runs_that_were_looked_at_more_or_less_closely_are_not_averaged() -> Non
     assert measure.over([often, rarely]) is None
     found = measure.over([often, never])
     assert found is not None
-    assert (found.n, found.mean) == (1, pytest.approx(0.35))
+    assert found.n == 1
+    assert found.mean == pytest.approx(0.35)
 
 
 @pytest.mark.parametrize(("other", "compared"), [(WITHIN, True), (RARELY, False)])
