@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"clbench: {line}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        package = (error.name or "clbench").partition(".")[0]
-        if package == "clbench":
+        package = _PACKAGES.get((error.name or "").partition(".")[0])
+        if package is None:  # of a user's own file, or of ours: whoever wrote it needs the traceback
             raise
         print(f"clbench: the package {package} is not here; try: pip install {package}", file=sys.stderr)
         return 2
@@ -44,6 +44,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever reads us (head, less) has enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+_OWN_NAMES = (
+    "jinja2", "matplotlib", "numpy", "pandas", "psutil", "pydantic", "quadprog", "scipy", "seaborn", "setuptools",
+    "tabulate", "tensorboard", "torch", "torchvision", "tqdm", "wandb",
+)  # fmt: skip
+_PACKAGES = {name: name for name in _OWN_NAMES} | {
+    "avalanche": "avalanche-lib",
+    "fontTools": "fonttools",
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+}
+"""Module -> package it comes with: all that clbench, and what it asks for, imports of others."""
 
 
 class _Parser(argparse.ArgumentParser):

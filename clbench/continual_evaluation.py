@@ -109,6 +109,8 @@ def undisturbed(strategy: Strategy | Foreign) -> Iterator[None]:
         for name in vars(trained).keys() - attributes.keys():
             delattr(trained, name)
         vars(trained).update(attributes)
+        # By `train` first: a net that does more there than set the mode (keeps or merges weights) has to undo it.
+        trained.model.train(dict(modes)[trained.model])
         for module, training in modes:
             module.training = training
         checkpoint.restore_generators(generators, own)

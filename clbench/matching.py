@@ -32,6 +32,7 @@ from clbench.process import reproducible
 from clbench.recipes import Experiment, load_baseline, load_task, names, resolve
 from clbench.records import RunRecord, load_all
 from clbench.runner import net_factory
+from clbench.specs import tasks_in_all
 from clbench.strategies.base import Setup, Strategy
 from clbench.strategies.build import build, check, find_class, resolved_settings
 from clbench.streams import Stream, make_stream
@@ -134,10 +135,11 @@ def dry_costs(experiment: Experiment, stream: Stream) -> Costs:
     short = replace(experiment, train=train)
     device = torch.device("cpu")
     with reproducible(0, 1):
-        setup = Setup(new_net=net_factory(short, stream, 0), train=train, device=device, seed=0, tasks=stream.n_tasks)
+        tasks = tasks_in_all(experiment.task.stream)
+        setup = Setup(new_net=net_factory(short, stream, 0), train=train, device=device, seed=0, tasks=tasks)
         try:
             strategy = build(short, setup)
-            strategy.counting = counter = StepCounter(lambda: strategy.samples_trained)
+            strategy.around = counter = StepCounter(lambda: strategy.samples_trained)
             work = None
             for experience, test in zip(stream.benchmark.train_stream, stream.benchmark.test_stream, strict=True):
                 strategy.train_task(experience)

@@ -6,7 +6,6 @@ Letters: T tasks.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -67,20 +66,6 @@ class Within(Part):
     def at(self) -> range:
         """The iterations of the task after which it was evaluated, (K,)."""
         return range(self.every, self.iterations + 1, self.every)
-
-
-def within_problem(within: Sequence[Within], learned: int) -> str:
-    """Return what is wrong with the entries of a run that has learned so many tasks; "" for nothing."""
-    if within and len(within) != learned:
-        return f"within: {len(within)} entries for {learned} tasks learned"
-    for seen, found in enumerate(within, start=1):
-        if found.every < 1 or len(found.acc) != len(found.at):
-            return f"within: {len(found.acc)} evaluations in {found.iterations} iterations, one every {found.every}"
-        if any(len(row) != seen for row in found.acc):
-            return f"within: a row of task {seen} has not {seen} columns"
-        if any(not math.isfinite(value) or not 0 <= value <= 1 for row in found.acc for value in row):
-            return "within: a value outside [0, 1]"
-    return ""
 
 
 def null_to_nan(value: Any) -> Any:

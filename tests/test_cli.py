@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -386,15 +387,31 @@ def test_ctrl_c_is_one_line_from_the_first_moment(
 def test_a_package_that_is_not_here_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where tensorboard is missing, which avalanche needs to be imported. A module of ours is a mistake of ours."""
-    for name in ("tensorboard", "tensorboard.compat"):
-        monkeypatch.setattr(cli, "_parser", lambda name=name: importlib.import_module("no_such_thing." + name))
-        code, out, err = call("run", capsys)
-        assert (code, out) == (2, "")
-        assert err == "clbench: the package no_such_thing is not here; try: pip install no_such_thing\n"
-    monkeypatch.setattr(cli, "_parser", lambda: importlib.import_module("clbench.no_such_thing"))
-    with pytest.raises(ModuleNotFoundError):
-        call("run", capsys)
+    """As where tensorboard is missing, which avalanche needs to be imported; by the name that pip knows.
+
+    Of a module of ours, or that a user's file wants, its author is shown where.
+    """
+
+    def lacking(name: str) -> None:
+        def stop() -> None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        monkeypatch.setattr(cli, "_parser", stop)
+
+    for name, package in (("tensorboard.compat", "tensorboard"), ("avalanche", "avalanche-lib")):
+        lacking(name)
+        said = f"clbench: the package {package} is not here; try: pip install {package}\n"
+        assert call("run", capsys) == (2, "", said)
+    for name in ("clbench.no_such_thing", "no_such_thing"):
+        lacking(name)
+        with pytest.raises(ModuleNotFoundError):
+            call("run", capsys)
+
+
+def test_every_package_that_is_asked_for_can_be_named() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    asked = {re.split("[<>=]", line)[0] for line in project["dependencies"]}
+    assert asked <= set(cli._PACKAGES.values())
 
 
 def test_processes_that_draw_leave_ctrl_c_to_the_one_that_waits() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clbench import checkpoint, metrics
 from clbench.cli import main
-from clbench.continual_evaluation import ContinualEvaluation
+from clbench.continual_evaluation import ContinualEvaluation, undisturbed
 from clbench.errors import UserError
 from clbench.metrics import Matrix
 from clbench.metrics_within import lowest, min_acc, wc_acc
@@ -33,6 +33,34 @@ from clbench.specs import Scenario
 from clbench.strategies.base import Strategy
 from record_factory import make_record
 from strategy_factory import AVALANCHES, HOME, made, needs, recipe, synthetic
+
+
+class Merging(torch.nn.Module):
+    """Answers with what it merges when it is switched to evaluation, and takes apart when switched to training."""
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.merged = False
+
+    def train(self, mode: bool = True) -> Merging:
+        """Switch."""
+        self.merged = not mode
+        super().train(mode)
+        return self
+
+
+def test_a_net_that_does_more_on_a_switch_is_switched_back() -> None:
+    """The one module that was evaluating while the rest trained does so again."""
+    strategy, _ = made(synthetic("task", n_tasks=2), "finetune")
+    net = strategy.model = Merging(strategy.model.train())
+    frozen = next(iter(net.net.children())).eval()
+    with undisturbed(strategy):
+        net.eval()
+        assert net.merged
+    assert not net.merged
+    assert net.training
+    assert not frozen.training
 
 
 def facts(found: RunRecord, *without: str) -> dict[str, Any]:

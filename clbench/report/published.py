@@ -20,7 +20,7 @@ from clbench.records import RunRecord
 from clbench.report.measures import EMPTY, MEASURES, Measure
 from clbench.report.select import conditions
 from clbench.report.stats import Estimate, estimate
-from clbench.report.verdicts import MOST, Judgement, Verdict, judge, resolution, seeds_to_decide, theirs_alone
+from clbench.report.verdicts import MOST, Judgement, Verdict, judge, left_open, resolution, seeds_to_decide
 from clbench.specs import BaselineSpec
 
 POINT = 0.01
@@ -181,16 +181,6 @@ def seeds_text(seeds: int) -> str:
 
 
 @dataclass(frozen=True)
-class Open:
-    """What stands between two numbers and a verdict: runs of ours, or the source's own."""
-
-    missing: int | None = None
-    """Runs of ours that would decide, those there are taken off."""
-    theirs: float | None = None
-    """Where no number of ours would: half of the 90 % interval that the source's runs leave by themselves."""
-
-
-@dataclass(frozen=True)
 class Comparison:
     """One published row and our runs of the same protocol and settings, all in one place."""
 
@@ -228,16 +218,13 @@ class Comparison:
         return self.row.paper.not_comparable
 
     @property
-    def why_open(self) -> Open | None:
-        """Why there is no verdict yet; None where there is one, or none can be."""
-        found, ours, paper = self.judgement, self.ours, self.row.estimate
-        if found.verdict != "under-powered" or ours is None or found.seeds is None:
+    def left_open(self) -> float | None:
+        """Half of the 90 % interval that the source's runs alone leave, where no number of ours decides; else None."""
+        ours, paper = self.ours, self.row.estimate
+        if self.verdict != "under-powered" or ours is None or ours.std is None:
             return None
-        if found.seeds <= MOST:
-            return Open(missing=max(0, found.seeds - ours.n))
-        scatter = ours.std if paper.std is None else paper.std
-        assert scatter is not None  # without either, no number of seeds is known
-        return Open(theirs=theirs_alone(scatter, paper.std, paper.n))
+        assert self.difference is not None  # as there are runs of ours
+        return left_open(self.difference, ours.std, paper.std, paper.n, self.row.margin)
 
 
 def compare(records: Iterable[RunRecord], rows: Iterable[Row]) -> tuple[list[Comparison], list[str]]:

@@ -8,7 +8,7 @@ from itertools import groupby
 from clbench.report.measures import EMPTY, Unit, amount, exact, shown
 from clbench.report.published import POINT, WIDEST, Comparison, seeds_text
 from clbench.report.stats import Estimate
-from clbench.report.verdicts import CHANCE
+from clbench.report.verdicts import CHANCE, MOST
 from clbench.report.writers import Section, TextTable, to_console, to_csv, to_latex, to_markdown
 
 NAME = "reproduction"
@@ -116,19 +116,32 @@ def _note(item: Comparison) -> str:
 
 def open_text(item: Comparison) -> str:
     """Return why a row is without a verdict, from what was found; "" for one that has one."""
-    found, row, unit = item.why_open, item.row, _unit(item)
-    if found is None:
+    if item.verdict != "under-powered" or item.ours is None:
         return ""
-    if found.theirs is None:
-        hours = (found.missing or 0) * item.seconds.mean / 3600
-        return f"open: {found.missing} more of our seeds, some {hours:.2g} hours on one core, would probably decide"
-    runs, scatter = row.estimate.n, "" if row.estimate.std is not None else ", were they to scatter as ours do,"
-    said = "" if row.paper.n is not None else " (it says no number)"
-    made = f"{runs} run{'' if runs == 1 else 's'}"
+    if item.left_open is not None:
+        return f"open: no number of our seeds decides; {_theirs(item, item.left_open)}"
+    seeds = item.judgement.seeds
+    if seeds is None:
+        return "open: one run of ours, and no spread of the source's: a second says how many it takes"
+    if seeds > MOST:
+        return f"open: it would take more than {MOST:,} of our seeds"
+    missing = seeds - item.ours.n
+    if missing < 1:
+        return f"open: {seeds} seeds decide in {100 * CHANCE:g} % of the cases, and ours did not: some more would"
+    hours = missing * item.seconds.mean / 3600
+    took = f"{hours:.2g}" if hours < 10 else f"{hours:.0f}"
+    return f"open: {missing} more of our seeds, some {took} hours as ours were run, would probably decide"
+
+
+def _theirs(item: Comparison, half: float) -> str:
+    """Return how uncertain the source's own runs leave its number, beside what would have to be told."""
+    row, unit = item.row, _unit(item)
+    runs = row.estimate.n
+    made = f"{runs} run{'' if runs == 1 else 's'}" + ("" if row.paper.n is not None else " (it says no number)")
+    scatter = "" if row.estimate.std is not None else ", were they to scatter as ours do,"
     return (
-        f"open: no number of our seeds decides; the source's {made}{said}{scatter} alone leave its number uncertain by "
-        f"{amount(found.theirs, unit)}, beside a difference of {amount(abs(item.difference or 0.0), unit)} and a "
-        f"margin of {amount(row.margin, unit)}"
+        f"the source's {made}{scatter} alone leave its number uncertain by {amount(half, unit)}, beside a difference "
+        f"of {amount(abs(item.difference or 0.0), unit)} and a margin of {amount(row.margin, unit)}"
     )
 
 

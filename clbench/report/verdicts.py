@@ -126,15 +126,20 @@ def resolution(std: float, n: int) -> float:
     return float(factor) * std * math.sqrt(2 / n)
 
 
-def theirs_alone(std: float, paper_std: float | None, paper_n: int) -> float:
-    """Return the half of the 90 % interval that is left of a difference when our runs are without number.
+def left_open(difference: float, std: float, paper_std: float | None, paper_n: int, margin: float) -> float | None:
+    """Return half of the 90 % interval that the source's runs alone leave, where no number of ours decides; else None.
+
+    Our runs without number, their mean is certain, and the source's chance is all there is.
 
     Args:
+        difference: our mean less the paper's number.
         std: of our runs, which stands in for `paper_std` where that is None.
         paper_std: of the source's runs.
         paper_n: of the source's runs.
+        margin: of the row.
     """
-    return float(half_width(2 * LEVEL, std, 10**9, paper_std, paper_n))
+    inner, outer = (float(half_width(outside, std, 10**12, paper_std, paper_n)) for outside in (2 * LEVEL, LEVEL))
+    return None if equivalent(difference, inner, margin) or unequal(difference, outer) else inner
 
 
 # --------------------------------------------------------------------------------------------------------------- seeds
