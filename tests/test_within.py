@@ -23,6 +23,7 @@ from clbench.metrics import Matrix
 from clbench.metrics_within import lowest, min_acc, wc_acc
 from clbench.record_parts import Within
 from clbench.records import RunRecord, load
+from clbench.report import tables
 from clbench.report.compare import compare
 from clbench.report.figures_within import within_tasks
 from clbench.report.measures import DEFAULT, MEASURES, chosen
@@ -51,13 +52,15 @@ class Merging(torch.nn.Module):
 
 
 def test_a_net_that_does_more_on_a_switch_is_switched_back() -> None:
-    """The one module that was evaluating while the rest trained does so again."""
+    """The one module that was evaluating while the rest trained does so again; what was noted meanwhile is gone."""
     strategy, _ = made(synthetic("task", n_tasks=2), "finetune")
     net = strategy.model = Merging(strategy.model.train())
     frozen = next(iter(net.net.children())).eval()
     with undisturbed(strategy):
         net.eval()
         assert net.merged
+        strategy.noted = 1
+    assert not hasattr(strategy, "noted")
     assert not net.merged
     assert net.training
     assert not frozen.training
@@ -375,8 +378,28 @@ def test_runs_that_were_looked_at_more_or_less_closely_are_not_compared(
         found = {line.measure.name: line.found.mean for line in compare(tmp_path, "ewc", ["er"]).lines}
         assert found["wc_acc"] == pytest.approx(0.05 / 3)
     else:
-        with pytest.raises(UserError, match="no pair of runs has wc_acc"):
+        with pytest.raises(UserError, match="no pair of runs has wc_acc of one N: they were evaluated every 2, "):
             compare(tmp_path, "ewc", ["er"], metrics=["wc_acc"])
+
+
+def test_a_task_shorter_than_n_has_no_lowest_within_it() -> None:
+    """What is seen at task ends alone is no continual evaluation."""
+    blind = [Within(every=100, iterations=4, acc=[]) for _ in WITHIN]
+    assert MEASURES["min_acc"].of(make_record(acc=ACC, within=blind)) is None
+
+
+def test_a_tables_caption_says_how_often_each_baseline_was_evaluated() -> None:
+    ewc, er = make_record(baseline="ewc", acc=ACC, within=WITHIN), make_record(baseline="er", acc=ACC, within=RARELY)
+    for records, said in (
+        ([ewc], "Evaluated within tasks every 2 iterations."),
+        ([ewc, er], "every 2 (ewc), 4 (er) iterations: what was evaluated more rarely comes out higher"),
+    ):
+        (found,) = arrange(records)
+        (made,) = tables.tables(found, chosen(["min_acc"]))
+        assert any(said in sentence for sentence in made.caption)
+    (found,) = arrange([ewc, er])
+    (made,) = tables.tables(found, chosen(["average_accuracy"]))
+    assert not any("Evaluated" in sentence for sentence in made.caption)
 
 
 def table(*records: RunRecord) -> list[dict[str, str]]:

@@ -41,7 +41,7 @@ def register(commands: Commands) -> None:
     run.add_argument(
         "--evaluate-every", type=positive, metavar="N",
         help="also evaluate the tasks seen every N training iterations, for within-task curves, min-ACC and WC-ACC; "
-        "changes no other number; runs recorded without it are run again",
+        "changes no other number; runs recorded without it, or with another N, are run again",
     )  # fmt: skip
     run.add_argument(
         "--track", nargs="+", default=[], choices=["tensorboard", "wandb"], metavar="TRACKER",

@@ -16,7 +16,7 @@ from clbench.budgets import TOLERANCE
 from clbench.errors import UserError, unknown
 from clbench.recipes import names
 from clbench.records import RunRecord
-from clbench.report.measures import MEASURES, Measure, amount, chosen
+from clbench.report.measures import MEASURES, Measure, amount, chosen, evaluated_every
 from clbench.report.paired import Interval, Paired, holm, paired
 from clbench.report.select import Block, Group, Selection, conditions, select
 from clbench.report.stats import Estimate, estimate
@@ -131,7 +131,10 @@ def compare(
         if pairing.block is block and (line := _line(pairing, measure, interval)) is not None
     ]
     if not found:
-        raise UserError(f"no pair of runs has {', '.join(measure.name for measure in measures)}")
+        every = sorted(set(filter(None, map(evaluated_every, both))))
+        unlike = len(every) > 1 and any(measure.alike is evaluated_every for measure in measures)
+        why = f" of one N: they were evaluated every {', '.join(map(str, every))} iterations" if unlike else ""
+        raise UserError(f"no pair of runs has {', '.join(measure.name for measure in measures)}{why}")
     unfinished = [
         f"{run.task.name}/{run.baseline.label} (seed {run.seed}, {run.environment.device}) {run.status}: left out"
         for run in selection.unfinished

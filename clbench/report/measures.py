@@ -97,7 +97,8 @@ _INFERRED = Measure(
 def _stability(of: Callable[[Matrix, list[Matrix]], float]) -> Callable[[RunRecord], float | None]:
     def found(record: RunRecord) -> float | None:
         rows = [np.array(task.acc).reshape(-1, i + 1) for i, task in enumerate(record.within)]
-        return of(record.matrix, rows) if rows else None
+        # Where tasks are shorter than N nothing was seen within them.
+        return of(record.matrix, rows) if any(map(len, rows)) else None
 
     return found
 

@@ -13,7 +13,7 @@ from itertools import groupby
 
 from clbench.records import RunRecord
 from clbench.report.growth import KINDS, growing, over_runs
-from clbench.report.measures import Measure, cells, head, shown
+from clbench.report.measures import Measure, cells, evaluated_every, head, shown
 from clbench.report.select import Block, Group, TaskBlocks, device_names
 from clbench.report.writers import Section, TextTable, to_csv
 
@@ -125,6 +125,7 @@ def _caption(task: TaskBlocks, kind: str, measures: Sequence[Measure]) -> tuple[
     if any(measure.is_cost for measure in measures):
         sentences.append("A cost without interval was the same in every run.")
     sentences.append(f"{'; '.join(measure.definition for measure in measures)}.")
+    sentences += _evaluated(task) if any(measure.alike is evaluated_every for measure in measures) else ()
     sentences.append(device_line(task))
     if any(measure.name == "peak_train_bytes" for measure in measures):
         meters = sorted({peaks["train"].meter for run in runs for peaks in run.peaks if "train" in peaks})
@@ -132,6 +133,18 @@ def _caption(task: TaskBlocks, kind: str, measures: Sequence[Measure]) -> tuple[
     if any(group.starred for block in task.blocks for group in block.groups):
         sentences.append("* departs from the protocol's training budget or model, see the notes.")
     return tuple(sentences)
+
+
+def _evaluated(task: TaskBlocks) -> tuple[str, ...]:
+    """Return how often baselines were evaluated within tasks, as a sentence: metrics of several N are not of a kind."""
+    every: dict[int, dict[str, None]] = {}
+    for group in (group for block in task.blocks for group in block.groups):
+        for number in filter(None, map(evaluated_every, group.runs)):
+            every.setdefault(number, {})[group.label] = None
+    if len(every) < 2:
+        return tuple(f"Evaluated within tasks every {number} iterations." for number in every)
+    said = ", ".join(f"{number} ({', '.join(labels)})" for number, labels in sorted(every.items()))
+    return (f"Evaluated within tasks every {said} iterations: what was evaluated more rarely comes out higher.",)
 
 
 def device_line(task: TaskBlocks) -> str:
