@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.timing import ratios, spread
 
 FEW = 5
-"""Fewer turns than these do not tell whether a bar is met: on a busy machine one is out by a half."""
+"""Fewer turns than these do not tell whether a bar is met: on a busy machine single ones are far out."""
 
 def options(name: str, text: str | None, turns: int) -> argparse.ArgumentParser:
     """Return the parser of a benchmark's options.

@@ -52,6 +52,7 @@ _OWN_NAMES = (
 )  # fmt: skip
 _PACKAGES = {name: name for name in _OWN_NAMES} | {
     "avalanche": "avalanche-lib",
+    "distutils": "setuptools",
     "fontTools": "fonttools",
     "PIL": "pillow",
     "sklearn": "scikit-learn",

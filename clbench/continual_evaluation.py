@@ -9,7 +9,8 @@ iCaRL knows no mean yet of the classes in training, PackNet's task has not been 
 of the optimiser, in whichever phase of the method.
 
 Everything is left as it was found: modes of modules (and with them running statistics), attributes, all generators. The
-optimiser and gradients are not touched, the evaluation itself is the one after a task.
+optimiser and gradients are not touched, the evaluation itself is the one after a task. A net that merges its weights to
+answer, when it is switched by `eval`, is as it was as far as its `train` undoes that.
 """
 
 from __future__ import annotations

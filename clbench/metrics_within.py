@@ -6,8 +6,8 @@ may have no row (K = 0).
 
 Source of both: De Lange, van de Ven & Tuytelaars 2023, "Continual evaluation for lifelong learning: identifying the
 stability gap", ICLR, arXiv:2205.13452. They evaluate after every iteration; with fewer evaluations a fall and recovery
-between two of them goes unseen, so that both metrics come out the higher the rarer they are. Evaluations after a task
-count among them: its row of `acc` is what the method answers then, whatever it did after the last iteration.
+between two of them goes unseen: both metrics are never lower for a multiple of N, mostly higher. Evaluations after a
+task count among them: its row of `acc` is what the method answers then, whatever it did after the last iteration.
 """
 
 from __future__ import annotations

@@ -471,6 +471,7 @@ class Returns(Generating):
     ("given", "line"),
     [
         (lambda target: nn.Linear(3, target.size), "new_generator returned a Linear, not a Generator"),
+        (lambda target: Generator(target, 3), r"its generator \(Generator\) has no parameters to train"),
         (lambda target: Careless(target, 3, 0), r"makes \(2, 1806\) of embeddings \(2, 3\); found: RuntimeError: mat1"),
         (lambda target: Scales(Target(nn.Linear(3, 3)), 3, 0), "not the trunk of this target"),
     ],

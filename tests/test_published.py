@@ -270,13 +270,15 @@ def test_a_row_without_a_verdict_says_how_many_seeds_are_missing() -> None:
 def test_a_row_that_no_seeds_decide_says_what_its_source_leaves_open() -> None:
     """One run of a source, taken to scatter as ours do, whose deviation is sqrt((.04^2 + .02^2 + .06^2) / 2) = .052915.
 
-    Our mean known for certain, 1.6449 of these are left, 8.70 points, on either side of -1: more than 1 point.
+    Our mean known for certain, 1.6449 of these are left, 8.70 points, on either side of -1: more than 1 point. At 95 %
+    it is 1.9600 of them, 10.37 points: 0 is not left out.
     """
     found = compared(row(), 0.70, 0.72, 0.80)
-    assert found.left_open == pytest.approx(1.6449 * 0.052915, rel=1e-3)
+    assert found.left_open == pytest.approx((1.6449 * 0.052915, 1.9600 * 0.052915), rel=1e-3)
     assert reproduction.open_text(found) == (
         "open: no number of our seeds decides; the source's 1 run (it says no number), were they to scatter as ours "
-        "do, alone leave its number uncertain by 8.70, beside a difference of 1.00 and a margin of 1.00"
+        "do, alone leave its number uncertain by 8.70 at 90 % and 10.37 at 95 %, beside a difference of 1.00 and a "
+        "margin of 1.00"
     )
 
 
@@ -295,6 +297,14 @@ def test_other_rows_without_a_verdict_say_what_is_true_of_them() -> None:
     near.__dict__["judgement"] = enough
     said = "open: 7 seeds decide in 80 % of the cases, and ours did not: some more would"
     assert reproduction.open_text(near) == said
+
+
+def test_where_few_seeds_would_decide_it_is_they_that_are_told() -> None:
+    """With few seeds the interval is wide, and may take in 0 or not by chance, as at the limit it certainly would."""
+    found = compared(row(spread=0.0042, spread_kind="std", n=2, margin=0.05258, margin_reason="ours"), 0.7549, 0.7617)
+    few = replace(found.judgement, verdict="under-powered", seeds=7)
+    found.__dict__["judgement"] = few
+    assert reproduction.open_text(found).startswith("open: 5 more of our seeds")
 
 
 def test_a_row_with_a_verdict_is_not_open() -> None:

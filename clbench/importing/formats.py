@@ -205,7 +205,7 @@ def _clarena(path: Path, text: str, n_tasks: int, scenario: str) -> list[Table]:
     # Columns come in the order of the names that a user's configuration lists.
     columns.sort(key=lambda name: natural(name) or ())
     rows: dict[int, list[Cell]] = {}
-    average = ""
+    averages: dict[int, str] = {}
     for line in reader:
         number = reader.line_num
         if not (line[_CLARENA] or "").isdecimal():
@@ -214,8 +214,9 @@ def _clarena(path: Path, text: str, n_tasks: int, scenario: str) -> list[Table]:
         if after in rows:
             raise UserError(f"{path}:{number}: a second row after task {after}")
         rows[after] = [cell(line[name] or "", number, str(path)) for name in columns]
-        average = line.get("average_accuracy") or ""
+        averages[after] = line.get("average_accuracy") or ""
     table = Table([rows[after] for after in sorted(rows)])
+    average = averages[max(averages)] if averages else ""  # lines may come in the order of numbers as text
     if average and is_number(average):
         table.told["average accuracy"] = float(average)
     return [table]

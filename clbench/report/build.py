@@ -192,6 +192,9 @@ def _children_deaf() -> Iterator[None]:
 
     A terminal sends it to all of them: this one is to answer, once.
     """
+    if not hasattr(signal, "pthread_sigmask"):  # Unix has it alone
+        yield
+        return
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -253,9 +253,9 @@ def _pairings(
     """Return every pairing that has a pair, and a line for each that has none."""
     found: list[Pairing] = []
     problems: list[str] = []
-    far: list[str] = []
     for other in others:
-        shared = 0
+        shared, before = 0, len(found)
+        far: list[str] = []
         for block in (block for task in selection.tasks for block in task.blocks):
             mine, theirs = _named(block, first, budget is not None), _named(block, other, budget is not None)
             if mine and theirs and len(mine) > 1 and budget is None:
@@ -274,8 +274,10 @@ def _pairings(
                         problems.append(_nothing_paired(pairing))
         if not shared:
             problems.append(_apart(selection, first, other))
+        if len(found) == before:  # of several sizes of a baseline one that is near enough will do
+            problems += far
     if not found:
-        raise UserError(*(problems or far))
+        raise UserError(*problems)
     return found, problems
 
 

@@ -218,13 +218,14 @@ class Comparison:
         return self.row.paper.not_comparable
 
     @property
-    def left_open(self) -> float | None:
-        """Half of the 90 % interval that the source's runs alone leave, where no number of ours decides; else None."""
+    def left_open(self) -> tuple[float, float] | None:
+        """Halves of the intervals that the source's runs alone leave, where no number of ours decides; else None."""
         ours, paper = self.ours, self.row.estimate
-        if self.verdict != "under-powered" or ours is None or ours.std is None:
+        if self.verdict != "under-powered" or ours is None:
             return None
+        std = paper.std if ours.std is None else ours.std
         assert self.difference is not None  # as there are runs of ours
-        return left_open(self.difference, ours.std, paper.std, paper.n, self.row.margin)
+        return None if std is None else left_open(self.difference, std, paper.std, paper.n, self.row.margin)
 
 
 def compare(records: Iterable[RunRecord], rows: Iterable[Row]) -> tuple[list[Comparison], list[str]]:

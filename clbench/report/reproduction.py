@@ -118,12 +118,12 @@ def open_text(item: Comparison) -> str:
     """Return why a row is without a verdict, from what was found; "" for one that has one."""
     if item.verdict != "under-powered" or item.ours is None:
         return ""
-    if item.left_open is not None:
-        return f"open: no number of our seeds decides; {_theirs(item, item.left_open)}"
     seeds = item.judgement.seeds
     if seeds is None:
         return "open: one run of ours, and no spread of the source's: a second says how many it takes"
     if seeds > MOST:
+        if item.left_open is not None:
+            return f"open: no number of our seeds decides; {_theirs(item, item.left_open)}"
         return f"open: it would take more than {MOST:,} of our seeds"
     missing = seeds - item.ours.n
     if missing < 1:
@@ -133,15 +133,16 @@ def open_text(item: Comparison) -> str:
     return f"open: {missing} more of our seeds, some {took} hours as ours were run, would probably decide"
 
 
-def _theirs(item: Comparison, half: float) -> str:
+def _theirs(item: Comparison, halves: tuple[float, float]) -> str:
     """Return how uncertain the source's own runs leave its number, beside what would have to be told."""
     row, unit = item.row, _unit(item)
     runs = row.estimate.n
     made = f"{runs} run{'' if runs == 1 else 's'}" + ("" if row.paper.n is not None else " (it says no number)")
     scatter = "" if row.estimate.std is not None else ", were they to scatter as ours do,"
     return (
-        f"the source's {made}{scatter} alone leave its number uncertain by {amount(half, unit)}, beside a difference "
-        f"of {amount(abs(item.difference or 0.0), unit)} and a margin of {amount(row.margin, unit)}"
+        f"the source's {made}{scatter} alone leave its number uncertain by {amount(halves[0], unit)} at 90 % and "
+        f"{amount(halves[1], unit)} at 95 %, beside a difference of {amount(abs(item.difference or 0.0), unit)} and a "
+        f"margin of {amount(row.margin, unit)}"
     )
 
 

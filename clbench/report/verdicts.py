@@ -126,8 +126,10 @@ def resolution(std: float, n: int) -> float:
     return float(factor) * std * math.sqrt(2 / n)
 
 
-def left_open(difference: float, std: float, paper_std: float | None, paper_n: int, margin: float) -> float | None:
-    """Return half of the 90 % interval that the source's runs alone leave, where no number of ours decides; else None.
+def left_open(
+    difference: float, std: float, paper_std: float | None, paper_n: int, margin: float
+) -> tuple[float, float] | None:
+    """Return halves of the intervals that the source's runs alone leave, where no number of ours decides; else None.
 
     Our runs without number, their mean is certain, and the source's chance is all there is.
 
@@ -137,9 +139,12 @@ def left_open(difference: float, std: float, paper_std: float | None, paper_n: i
         paper_std: of the source's runs.
         paper_n: of the source's runs.
         margin: of the row.
+
+    Returns:
+        Of the 90 % interval, which would have to lie in the margin, and of the 95 % one, which would have to hold no 0.
     """
     inner, outer = (float(half_width(outside, std, 10**12, paper_std, paper_n)) for outside in (2 * LEVEL, LEVEL))
-    return None if equivalent(difference, inner, margin) or unequal(difference, outer) else inner
+    return None if equivalent(difference, inner, margin) or unequal(difference, outer) else (inner, outer)
 
 
 # --------------------------------------------------------------------------------------------------------------- seeds

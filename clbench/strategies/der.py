@@ -53,7 +53,7 @@ class DER(Strategy):
 
     stores: ClassVar[tuple[str, ...]] = ("memory",)
     sized_by: ClassVar[tuple[str, ...]] = ("buffer", "width")
-    work_by_steps = True
+    work_by_steps: ClassVar[bool] = True
 
     def __init__(self, *, setup: Setup, config: Config) -> None:
         super().__init__(setup=setup, config=config)

@@ -18,6 +18,7 @@ Letters: B batch, C classes, E embedding, P generated weights, T tasks.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, cast
@@ -300,15 +301,18 @@ def _require_generator(generator: object) -> None:
     """Refuse what does not generate, before a run is hours old: several tasks' weights are first asked in the third.
 
     Raises:
-        ValueError: no `Generator`, or one that does not make a (G, P) of a (G, E), and a (P,) of an (E,).
+        ValueError: no `Generator`, no parameters, or it does not make a (G, P) of a (G, E), and a (P,) of an (E,).
     """
     if not isinstance(generator, Generator):
         raise ValueError(f"new_generator returned a {type(generator).__name__}, not a Generator")
-    like, many, size = next(generator.parameters()), 2, generator.target.size
-    for leading in ((), (many,)):
+    like, size = next(generator.parameters(), None), generator.target.size
+    if like is None:
+        raise ValueError(f"its generator ({type(generator).__name__}) has no parameters to train")
+    tried = copy.deepcopy(generator).eval()  # normalisation of its own keeps no trace of this
+    for leading in ((), (2,)):
         embedding = torch.zeros(*leading, generator.embedding_size, device=like.device, dtype=like.dtype)
         try:
-            found: object = tuple(generator(embedding).shape)
+            found: object = tuple(tried(embedding).shape)
         # Whatever it raises here it would raise in the run.
         except Exception as error:
             found = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

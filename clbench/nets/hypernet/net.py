@@ -178,10 +178,16 @@ class HyperNet(TaskNet):
         if any(tensor.is_inference() for tensor in made_of):  # they have no version
             return target.split(self.generator(part.embedding))
         marks, steps = [(tensor, tensor._version, tensor.data_ptr()) for tensor in made_of], _Steps.taken
-        # Of one generator at one version: what was made by another goes.
-        self._kept = [kept for kept in self._kept if kept.steps == steps and _same(kept.made_of[:-1], marks[:-1])]
+        # Of one generator at one version: what was made by another goes, and what was written into.
+        self._kept = [
+            kept
+            for kept in self._kept
+            if kept.steps == steps
+            and _same(kept.made_of[:-1], marks[:-1])
+            and kept.written == _versions(kept.weights)
+        ]
         for kept in self._kept:
-            if _same(kept.made_of[-1:], marks[-1:]) and kept.written == _versions(kept.weights):
+            if _same(kept.made_of[-1:], marks[-1:]):
                 return kept.weights
         weights = target.split(self.generator(part.embedding))
         kept = _Kept(marks, steps, weights, _versions(weights))
