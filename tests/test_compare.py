@@ -261,6 +261,15 @@ def test_matched_pairs_are_found_among_all_settings(tmp_path: Path) -> None:
     assert made.label == "toy-compare-mine-answer-bytes"
 
 
+def test_a_baseline_that_is_nowhere_near_is_named_beside_one_that_is(tmp_path: Path) -> None:
+    save(tmp_path, "mine", MINE, parameters=1000)
+    save(tmp_path, "ewc", EWC, parameters=1001)
+    save(tmp_path, "si", EWC, parameters=1080)
+    found = compare(tmp_path, "mine", ["ewc", "si"], metrics=["average_accuracy"], matched="answer_bytes")
+    assert {line.pairing.name for line in found.lines} == {"mine - ewc"}
+    assert any("si" in line and "answer_bytes is not matched" in line for line in found.problems)
+
+
 def test_work_is_a_budget_and_unknown_where_it_was_not_counted(tmp_path: Path) -> None:
     """Operations of an answer 1000, 1010 and unknown: the first two are 1 % apart."""
     for label, answer in (("mine", 1000), ("ewc", 1010), ("si", None)):

@@ -189,6 +189,8 @@ def test_clarenas_rows_and_columns_may_come_in_any_order(recipe: Path) -> None:
     (found,) = take(written(recipe.parent, text, "acc.csv"), recipe)
     known = [value for row in found.record.acc for value in row if not math.isnan(value)]
     assert known == [0.7, 0.75, 0.72, 0.82, 0.8, 0.9]
+    assert found.record.imported is not None
+    assert found.record.imported.told == {"average accuracy": 0.84}
 
 
 # -------------------------------------------------------------------------------------------------------- other shapes
