@@ -181,6 +181,11 @@ def test_rows_sorted_as_text_are_put_in_order(tmp_path: Path) -> None:
     assert np.array_equal(found.record.matrix, acc)
 
 
+def test_a_folder_in_place_of_a_file_is_told_what_to_give(recipe: Path) -> None:
+    with pytest.raises(UserError, match="a folder; give a file of it, such as FACIL's"):
+        take(recipe.parent, recipe)
+
+
 def test_clarenas_rows_and_columns_may_come_in_any_order(recipe: Path) -> None:
     text = (
         "after_training_task,average_accuracy,test_on_task_2,test_on_task_1,test_on_task_3\n"

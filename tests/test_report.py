@@ -89,6 +89,8 @@ def test_cells_say_mean_interval_and_n(
 
 
 def test_an_unknown_metric_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"^unknown metric 'acc'. Did you mean 'average_accuracy'\?$"):
+        measures.chosen(["acc"])  # as its column is headed
     with pytest.raises(UserError, match=r"Did you mean 'forgetting\.chaudhry2018'"):
         measures.chosen(["forgetting.chaudhry"])
 

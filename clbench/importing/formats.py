@@ -46,6 +46,8 @@ def read(path: Path, name: str, n_tasks: int, scenario: str) -> tuple[str, list[
     Raises:
         UserError: no such file, or not of that format; with the line.
     """
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; give a file of it, such as FACIL's acc_taw-<date>.txt")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

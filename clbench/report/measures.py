@@ -322,10 +322,16 @@ def chosen(names: Sequence[str] | None, records: Iterable[RunRecord] = ()) -> li
     Raises:
         UserError: a name is not known.
     """
-    wrong = [unknown("metric", name, MEASURES) for name in names or () if name not in MEASURES]
+    wrong = [unknown_measure(name) for name in names or () if name not in MEASURES]
     if wrong:
         raise UserError(*wrong)
     return [MEASURES[name] for name in names] if names else present(DEFAULT, records)
+
+
+def unknown_measure(name: str) -> str:
+    """Return what is wrong with a name that no measure has; of a column's heading, the name that it stands for."""
+    headed = [measure.name for measure in MEASURES.values() if measure.label.lower() == name.lower()]
+    return f"unknown metric '{name}'. Did you mean '{headed[0]}'?" if headed else unknown("metric", name, MEASURES)
 
 
 def present(names: Sequence[str], records: Iterable[RunRecord]) -> list[Measure]:

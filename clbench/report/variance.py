@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clbench.errors import UserError, unknown
+from clbench.errors import UserError
 from clbench.recipes import names
 from clbench.records import RunRecord
-from clbench.report.measures import EMPTY, MEASURES, Measure, amount
+from clbench.report.measures import EMPTY, MEASURES, Measure, amount, unknown_measure
 from clbench.report.select import Block, Group, select
 from clbench.report.stats import Estimate, deviation_interval
 from clbench.report.tables import SCENARIOS, seeds
@@ -79,7 +79,7 @@ def components(runs: Path, baseline: str, task: str, metric: str = "average_accu
         UserError: an unknown name, or a set of runs that is not there: the commands that make what is missing.
     """
     if metric not in MEASURES:
-        raise UserError(unknown("metric", metric, MEASURES))
+        raise UserError(unknown_measure(metric))
     baseline, task = (Path(name).stem if name.endswith(".toml") else name for name in (baseline, task))
     selection = select(runs, [task], [baseline])
     best: list[str] = []
