@@ -30,7 +30,7 @@ from clbench.report.figures_within import within_tasks
 from clbench.report.measures import MEASURES, cells
 from clbench.report.select import Block, Group
 from clbench.report.stats import Estimate, estimate
-from clbench.report.style import COLUMN, PAGE, Look, Plot, handle, sheet, task_ticks, text_width
+from clbench.report.style import COLUMN, PAGE, Look, Plot, handle, label_panels, sheet, task_ticks, text_width
 
 PANELS = 20
 """Most tasks, or baselines, that get a panel of their own."""
@@ -135,13 +135,7 @@ def accuracy_per_task(block: Block, looks: Mapping[str, Look]) -> Plot:
             axis.set_title(f"task {j + 1}", pad=2)
             task_ticks(axis, n_tasks, most=7)
             axis.yaxis.set_major_locator(MaxNLocator(4))
-        for axis in axes[len(shown) :]:
-            axis.set_visible(False)
-            # The panel above an empty place carries the ticks of the shared axis.
-            axes[axes.index(axis) - columns].tick_params(labelbottom=True)
-        low, high = axes[-1].get_position().y0, axes[0].get_position().y1
-        figure.supxlabel("tasks learned", y=low - 0.33 / figure.get_figheight(), va="bottom", fontsize=7)
-        figure.supylabel("accuracy (%)", x=0.01, y=(low + high) / 2, fontsize=7)
+        label_panels(figure, axes, len(shown), columns, "tasks learned", "accuracy (%)")
         finish([handle(label, looks[label]) for label in matrices])
         return figure
 

@@ -20,7 +20,7 @@ from clbench.report.figures_costs import amount_ticks
 from clbench.report.measures import MEASURES, cells, evaluated_every, exact
 from clbench.report.select import Block
 from clbench.report.stats import Estimate, estimate
-from clbench.report.style import COLUMN, PAGE, Look, Plot, sheet
+from clbench.report.style import COLUMN, PAGE, Look, Plot, label_panels, sheet
 
 PANELS = 20
 """Most baselines that get a panel."""
@@ -100,12 +100,7 @@ def within_tasks(block: Block, looks: Mapping[str, Look]) -> Plot:
         axes[0].set_xlim(0, 1.02 * max(points[-1].total for points in curves.values()))
         amount_ticks(axes[0].xaxis, MEASURES["samples"])
         axes[0].xaxis.set_major_locator(MaxNLocator(4))
-        for axis in axes[len(shown) :]:
-            axis.set_visible(False)
-            axes[axes.index(axis) - columns].tick_params(labelbottom=True)
-        low, high = axes[-1].get_position().y0, axes[0].get_position().y1
-        figure.supxlabel("training iterations", y=low - 0.33 / figure.get_figheight(), va="bottom", fontsize=7)
-        figure.supylabel("accuracy (%)", x=0.01, y=(low + high) / 2, fontsize=7)
+        label_panels(figure, axes, len(shown), columns, "training iterations", "accuracy (%)")
         finish([Line2D([], [], label=names[0], color="black"), _handle_of_seen(names[1])])
         return figure
 

@@ -211,6 +211,17 @@ def handle(label: str, look: Look) -> Line2D:
     return Line2D([], [], label=label, **look.curve)
 
 
+def label_panels(figure: Figure, axes: Sequence[Axes], shown: int, columns: int, x: str, y: str) -> None:
+    """Name the shared axes of a sheet of panels, of which the first so many are drawn and the others empty."""
+    for place in range(shown, len(axes)):
+        axes[place].set_visible(False)
+        # The panel above an empty place carries the ticks of the shared axis.
+        axes[place - columns].tick_params(labelbottom=True)
+    low, high = axes[-1].get_position().y0, axes[0].get_position().y1
+    figure.supxlabel(x, y=low - 0.33 / figure.get_figheight(), va="bottom", fontsize=_TYPE)
+    figure.supylabel(y, x=0.01, y=(low + high) / 2, fontsize=_TYPE)
+
+
 def task_ticks(axis: Axes, n_tasks: int, most: int = 10) -> None:
     """Put at most `most` whole-numbered ticks, counted from 1, on the x axis of tasks."""
     step = max(1, math.ceil(n_tasks / most))

@@ -144,7 +144,7 @@ def _evaluated(task: TaskBlocks) -> tuple[str, ...]:
     if len(every) < 2:
         return tuple(f"Evaluated within tasks every {number} iterations." for number in every)
     said = ", ".join(f"{number} ({', '.join(labels)})" for number, labels in sorted(every.items()))
-    return (f"Evaluated within tasks every {said} iterations: what was evaluated more rarely comes out higher.",)
+    return (f"Evaluated within tasks every {said} iterations: what was evaluated more rarely may come out higher.",)
 
 
 def device_line(task: TaskBlocks) -> str:
